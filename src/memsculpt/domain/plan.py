@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to do: actions, each one reversible change with its reason, and the division behind them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import TypeAlias
+
+from memsculpt.domain.arrays import Float64, Int64, freeze_columns
+from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
+
+NO_FIGURES: Mapping[str, float] = MappingProxyType({})
+
+
+class LimitKind(Enum):
+    """Which of a cgroup's budgets; the host knows the file (v1 and v2 differ).
+
+    GUARANTEE  v1 memory.soft_limit_in_bytes   v2 memory.min
+    LIMIT      v1 memory.limit_in_bytes        v2 memory.high
+    HARD       v1 memory.limit_in_bytes        v2 memory.max
+    """
+
+    GUARANTEE = "guarantee"
+    LIMIT = "limit"
+    HARD = "hard"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why: a code for programs, a sentence for people, and the figures behind both.
+
+    The sentence's `{name}` fields are filled from `figures` by whoever prints it.
+    """
+
+    code: str
+    text: str
+    figures: Mapping[str, float] = NO_FIGURES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageOut:
+    """Send up to `size_bytes` of a process's untouched pages to the second tier, ahead of need."""
+
+    partition: str
+    workload: WorkloadId
+    process: Instance
+    size_bytes: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageIn:
+    """Bring up to `size_bytes` of a process's swapped pages back, mapped, before they are touched."""
+
+    partition: str
+    workload: WorkloadId
+    process: Instance
+    size_bytes: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reclaim:
+    """Ask the kernel to take `size_bytes` from a cgroup, its own order first (page cache, cold)."""
+
+    partition: str
+    cgroup: CgroupPath
+    size_bytes: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetLimit:
+    """Move one budget of a cgroup. A squeeze (below what is used now) carries when it must be lifted."""
+
+    partition: str
+    cgroup: CgroupPath
+    kind: LimitKind
+    from_bytes: int
+    to_bytes: int
+    reason: Reason
+    lift_at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateCgroup:
+    """Make a cgroup of memsculpt's own for a partition."""
+
+    partition: str
+    cgroup: CgroupPath
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveProcess:
+    """Put a process into another partition's cgroup; where the kernel cannot, its charge stays behind."""
+
+    partition: str  # the one it moves to
+    from_cgroup: CgroupPath
+    to_cgroup: CgroupPath
+    process: Instance
+    charged_bytes: int  # what it is charged for in `from_cgroup` now
+    reason: Reason
+
+
+Action: TypeAlias = PageOut | PageIn | Reclaim | SetLimit | CreateCgroup | MoveProcess
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Division:
+    """How the capacity was shared, columns by partition in the order of the configuration."""
+
+    capacity_bytes: int
+    names: tuple[str, ...]
+    used_bytes: Int64
+    needed_bytes: Int64  # forecast median of the peak
+    size_bytes: Int64  # what each should have
+    shortfall_ratio: Float64  # the chance that the size will not do
+    multiplier: float  # lambda: the common marginal cost of a missing byte
+
+    def __post_init__(self) -> None:
+        columns = ("used_bytes", "needed_bytes", "size_bytes", "shortfall_ratio")
+        freeze_columns(self, columns, (len(self.names),))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plan:
+    """Actions in the order in which they are safe: what frees first, what grows last."""
+
+    made_at_s: float
+    actions: tuple[Action, ...] = ()
+    division: Division | None = None
+    held_back: tuple[Reason, ...] = field(default=())  # what was wanted and not done, and why
+
+
+class Answer(Enum):
+    """How a request for memory was met."""
+
+    ENOUGH = "enough"
+    RESIZED = "resized"
+    MOVED = "moved"
+    CREATED = "created"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """`request(workload, bytes, within)`: the application says what it is about to need."""
+
+    workload: WorkloadId
+    size_bytes: int
+    within_s: float
+    asked_at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """The answer to a request, with the actions that make it true."""
+
+    answer: Answer
+    partition: str | None
+    granted_bytes: int
+    stays_charged_bytes: int  # after a move: what is still charged to the old partition
+    reason: Reason
+    actions: tuple[Action, ...] = ()

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host, real or simulated, as a handful of small protocols.
+
+A host says what it can do (`capabilities`); the planner is told, it does not find out by failing.
+Every method may raise Vanished; the rest is said at each one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from memsculpt.domain.observation import Observation
+from memsculpt.domain.plan import LimitKind
+from memsculpt.domain.settings import PartitionSettings
+from memsculpt.domain.workload import CgroupPath, Instance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """One thing that this machine can or cannot do; `doctor` prints it, tests skip by it."""
+
+    name: str  # "page_out", "cgroup_limits", "psi", ...
+    available: bool
+    reason: str  # why not, or what serves it ("cgroup v1", "process_madvise")
+    fix: str = ""  # what would make it available, "" when it is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """What a page-out or page-in really did, measured from the page tables before and after."""
+
+    asked_bytes: int
+    moved_bytes: int
+    duration_s: float
+    cpu_s: float  # processor time that the call cost the agent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitValue:
+    """A budget as the kernel holds it: its own text, byte for byte, and what that means."""
+
+    text: str
+    size_bytes: int  # UNLIMITED_BYTES for "max", -1's LONG_MAX and the like
+
+
+class Clock(Protocol):
+    """Time as the host has it; the simulated host's jumps."""
+
+    def now_s(self) -> float:
+        """Return monotonic seconds."""
+        ...
+
+    def wait_until(self, deadline_s: float) -> bool:
+        """Return at the deadline (False), or before it when memory pressure asks for an early tick (True)."""
+        ...
+
+
+class Observer(Protocol):
+    """Reads, and changes nothing."""
+
+    def observe(self) -> Observation:
+        """Read all workloads at once; what vanishes meanwhile is dropped and counted."""
+        ...
+
+    def capabilities(self) -> Mapping[str, Capability]:
+        """Tell what this host offers, by name."""
+        ...
+
+
+class Pager(Protocol):
+    """Moves pages of other processes between memory and the second tier; contents never change."""
+
+    def page_out(self, process: Instance, size_bytes: int) -> Moved:
+        """Send up to `size_bytes` of private resident pages out.
+
+        Raises Vanished, Unavailable (no call, no privilege), Transient (swap full, EAGAIN).
+        Source: process_madvise(2), MADV_PAGEOUT.
+        """
+        ...
+
+    def page_in(self, process: Instance, size_bytes: int) -> Moved:
+        """Bring up to `size_bytes` of swapped pages back and map them.
+
+        The pages that `page_out` sent last come first. Raises as `page_out`.
+        Source: process_vm_readv(2), one byte a page.
+        """
+        ...
+
+
+class Limiter(Protocol):
+    """Cgroup budgets, v1 or v2, through systemd where it owns the cgroup."""
+
+    def read_limit(self, cgroup: CgroupPath, kind: LimitKind) -> LimitValue:
+        """Read one budget."""
+        ...
+
+    def write_limit(self, cgroup: CgroupPath, kind: LimitKind, size_bytes: int) -> LimitValue:
+        """Write one budget and return what the kernel holds now.
+
+        Raises Transient when the kernel cannot shrink that far now (EBUSY).
+        """
+        ...
+
+    def restore_limit(self, cgroup: CgroupPath, kind: LimitKind, text: str) -> LimitValue:
+        """Put back the very text that `read_limit` gave; works in a fresh process."""
+        ...
+
+    def reclaim(self, cgroup: CgroupPath, size_bytes: int) -> Moved:
+        """Have the kernel take `size_bytes` from the cgroup: memory.reclaim (v2) or a brief limit step (v1)."""
+        ...
+
+
+class Grouper(Protocol):
+    """Cgroups of memsculpt's own, and who lives in them."""
+
+    def create_cgroup(self, cgroup: CgroupPath) -> None:
+        """Make a cgroup; its name carries `memsculpt`. Existing: no error."""
+        ...
+
+    def remove_cgroup(self, cgroup: CgroupPath) -> None:
+        """Remove an empty cgroup of our own; moves nothing."""
+        ...
+
+    def cgroup_of(self, process: Instance) -> CgroupPath:
+        """Return where a process is accounted now."""
+        ...
+
+    def move_process(self, process: Instance, cgroup: CgroupPath) -> int:
+        """Move a process; return the bytes that stay charged to where it came from."""
+        ...
+
+
+class Host(Clock, Observer, Pager, Limiter, Grouper, Protocol):
+    """All of them: what the agent runs on."""
+
+    name: str  # "linux", "simulated"
+
+    def watch(self, partitions: Sequence[PartitionSettings]) -> None:
+        """Take the rules that assign workloads to partitions.
+
+        Raises ConfigError when a rule names an absent cgroup, or two rules claim one workload.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release every descriptor; undo nothing (that is the journal's business)."""
+        ...
