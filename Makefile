@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Thin on purpose: each target is one or two commands that can also be typed. `make help` lists them.
+
+SHELL := /bin/sh
+PYTEST := .venv/bin/python -m pytest
+UV := build/lock/bin/uv
+UV_VERSION := 0.13.3
+# A release becomes a pin only after it has been out for two weeks: time for others to find what is wrong with it.
+LOCK_DAYS := 14
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check demo setup lock format clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+run: ## start the agent on this machine, observing only; ARGS="--duration 20s" passes options
+	@tools/setup run
+	@.venv/bin/memsculpt run $(ARGS)
+
+test: ## all tests that this machine can run; ARGS="tests/plan -k sizes" narrows
+	@tools/setup test
+	@MEMSCULPT_REQUIRE="$$(tools/what-to-require)" $(PYTEST) $(ARGS)
+
+check: ## what CI does: format, lint, types, import contract, tests
+	@bash .ci/run
+
+demo: ## the isolation experiment, short form (under 3 minutes; needs root)
+	@tools/setup demo
+	@.venv/bin/memsculpt bench isolation --quick $(ARGS)
+
+setup: ## only the set-up for running: .venv, then use .venv/bin/memsculpt
+	@tools/setup run
+
+format: ## write the house's format into the files
+	@tools/setup test
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+# --no-header, because the header would tell the command line and with it somebody's paths or addresses.
+lock: ## pin the newest releases that are at least two weeks old
+	@test -x $(UV) || python3 -m venv build/lock
+	@build/lock/bin/python -m pip --quiet --disable-pip-version-check install uv==$(UV_VERSION)
+	@before=$$(date -u -d '$(LOCK_DAYS) days ago' +%Y-%m-%d) && tools/lock $(UV) "$$before"
+
+clean: ## remove what the build and the tests left; .venv too
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
