@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from memsculpt.domain.arrays import Float64, Int64, freeze_columns
 from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
@@ -164,3 +164,20 @@ class Grant:
     stays_charged_bytes: int  # after a move: what is still charged to the old partition
     reason: Reason
     actions: tuple[Action, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What the host can do of what a plan may ask; the agent fills it from the host's capabilities.
+
+    `protects_by` says what a cgroup's guarantee is worth: "min" (v2, memory.min: the kernel keeps it) or
+    "soft" (v1, soft_limit_in_bytes: a hint). It also tells which hierarchy the limits belong to, and that
+    matters: a v1 limit kills a workload that touches its pages at random, a v2 memory.high slows it down.
+    """
+
+    page_out: bool = True
+    page_in: bool = True
+    reclaim: bool = True
+    limits: bool = True
+    groups: bool = True  # cgroups can be made and processes moved
+    protects_by: Literal["min", "soft"] = "min"
