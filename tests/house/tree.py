@@ -14,7 +14,9 @@ SOURCE = ROOT / "src"
 def tracked() -> tuple[Path, ...]:
     """Every tracked file that exists; without git (an unpacked release) every file outside build folders."""
     if (ROOT / ".git").exists():
-        listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, timeout=10)
+        listing = subprocess.run(
+            ["git", "-c", "safe.directory=*", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, timeout=10
+        )
         paths = [ROOT / name.decode() for name in listing.stdout.split(b"\0") if name]
     else:
         skipped = {".venv", "build", "dist", ".git", "node_modules", "__pycache__"}
