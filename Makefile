@@ -10,7 +10,7 @@ UV_VERSION := 0.13.3
 LOCK_DAYS := 14
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo setup lock format clean
+.PHONY: help run test check demo setup format sizes lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -37,6 +37,10 @@ format: ## write the house's format into the files
 	@tools/setup test
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
+
+sizes: ## files and functions past the lengths at which to ask for the second subject
+	@tools/setup run
+	@.venv/bin/python tools/sizes.py
 
 # --no-header, because the header would tell the command line and with it somebody's paths or addresses.
 lock: ## pin the newest releases that are at least two weeks old
