@@ -131,20 +131,3 @@ def test_systemd_runs_the_other_guest(guest_systemd: Guest):
     assert " cgroup2 " in guest_systemd.check("grep ' /sys/fs/cgroup ' /proc/mounts")
     assert guest_systemd.check("grep -c cgroup /proc/mounts") == "1"
     assert guest_systemd.check("systemctl --failed --plain --no-legend") == ""
-
-
-def test_a_runtime_property_of_a_unit_reaches_its_cgroup_and_not_etc(guest_systemd: Guest, start_unit):
-    """SetUnitProperties(MemoryHigh, runtime) shows in memory.high, is kept below /run only, and revert removes it."""
-    tenant = start_unit("limited.service")
-    etc_before = guest_systemd.check("find /etc/systemd | sort")
-
-    guest_systemd.check(
-        "busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager "
-        f"SetUnitProperties 'sba(sv)' limited.service true 1 MemoryHigh t {200 * MIB}"
-    )
-
-    assert guest_systemd.check(f"cat {tenant.cgroup}/memory.high") == str(200 * MIB)
-    assert guest_systemd.check("find /etc/systemd | sort") == etc_before
-    assert guest_systemd.check("ls /run/systemd/system.control/limited.service.d") == "50-MemoryHigh.conf"
-    guest_systemd.check("systemctl revert limited.service")
-    assert guest_systemd.check(f"cat {tenant.cgroup}/memory.high") == "max"
