@@ -35,7 +35,8 @@ class Reason:
 
     code: str
     text: str
-    figures: Mapping[str, float] = NO_FIGURES
+    # A factory, because Python 3.11 takes a mappingproxy for a mutable default (it cannot be hashed before 3.12).
+    figures: Mapping[str, float] = field(default_factory=lambda: NO_FIGURES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
