@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole of bench isolation: what has to be tried first, the rounds, and the figures."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from memsculpt_bench import contract, isolation, upkeep
+from memsculpt_bench.contract import Figure
+from memsculpt_bench.isolation import JOBS, KERNEL, MEMSCULPT, MIB, ROOMY, Arm, Scenario
+from memsculpt_bench.lab import sweep
+
+Result = dict[str, Any]
+Say = Callable[[str], None]
+
+JOB_OVERHEAD_BYTES = 34 * MIB  # interpreter and numpy, besides the data set
+REDIS_NEED_BYTES = 540 * MIB
+TIGHT_LIMITS_MIB = (1100, 1060, 1020, 960, 900)
+
+
+def run(*, rounds: int, quick: bool, swaps: Sequence[str], say: Say) -> Result:
+    """Run the bench and return the contract's object."""
+    isolation.check_machine()
+    for leftover in sweep():
+        say(f"removed {leftover}, left by an earlier bench")
+    variants = {swap: _run_variant(Scenario(swap=swap), rounds, quick, say) for swap in swaps}
+    main = variants[swaps[0]]
+    cost = upkeep.measure_cost(seconds=10.0 if quick else 60.0, say=say)
+    restored = upkeep.measure_restore(say=say)
+    figures = {
+        **main["figures"],
+        "agent_cpu": contract.at_most(0.01, [cost["cpu_ratio"]]),
+        "agent_resident": contract.at_most(64.0 * MIB, [cost["resident_peak_bytes"]]),
+        "restored": contract.at_least(1.0, [restored["restored_ratio"]]),
+    }
+    for swap in swaps[1:]:
+        figures |= {f"{name}_{swap}": figure for name, figure in variants[swap]["figures"].items()}
+    return contract.result(
+        "isolation",
+        rounds,
+        {name: runs for name, runs in main["arms"].items()},
+        figures,
+        variants={swap: {**variant, "figures": {}} for swap, variant in variants.items()},
+        agent_cost=cost,
+        restore=restored,
+        verdict=verdict(variants),
+    )
+
+
+def _run_variant(scenario: Scenario, rounds: int, quick: bool, say: Say) -> Result:
+    scenario = isolation.quick(scenario) if quick else scenario
+    say(f"-- swap on {scenario.swap}, limit {scenario.limit_bytes // MIB} MiB, {scenario.periods} periods")
+    arms = [ROOMY, KERNEL, MEMSCULPT]
+    trials: list[Result] = []
+    if not quick:
+        static, tried = find_static(scenario, say)
+        reactive, tried_too = find_reactive(scenario, say)
+        trials = tried + tried_too
+        arms = [ROOMY, KERNEL, static, reactive, MEMSCULPT]
+    runs: dict[str, list[Result]] = {arm.name: [] for arm in arms}
+    for number in range(rounds):
+        shift = number % len(arms)  # no arm always runs first, on a rested machine
+        for arm in arms[shift:] + arms[:shift]:
+            result = isolation.run_arm(arm, scenario, seed=number + 1)
+            say(f"round {number + 1}: {isolation.summary_of(result)}")
+            runs[arm.name].append(result)
+    tight = None if quick else run_tight(scenario, say)
+    return {
+        "scenario": {name: getattr(scenario, name) for name in scenario.__slots__},
+        "arms": runs,
+        "trials": trials,
+        "tight": tight,
+        "figures": figures_of(runs, tight),
+    }
+
+
+def find_static(scenario: Scenario, say: Say) -> tuple[Arm, list[Result]]:
+    """Try splits of the limit and return the best: no kills first, then the least slowdown."""
+    short = replace(scenario, periods=4)
+    job_need = scenario.job_bytes + JOB_OVERHEAD_BYTES
+    least_redis = max(120 * MIB, scenario.limit_bytes - len(JOBS) * job_need)
+    candidates: list[Arm] = []
+    for share in (1.0, 0.75, 0.5, 0.0):
+        redis = int(least_redis + share * (REDIS_NEED_BYTES - least_redis))
+        each = (scenario.limit_bytes - redis) // len(JOBS)
+        split = {"redis": redis, **dict.fromkeys(JOBS, each)}
+        candidates.append(Arm(name="static", split_bytes=split))
+    return _best(candidates, short, say)
+
+
+def find_reactive(scenario: Scenario, say: Say) -> tuple[Arm, list[Result]]:
+    """Try both starts of the reactive rule (at present use, as published; at the limit) and keep the better."""
+    candidates = [Arm(name="reactive", senpai_start_at_usage=start) for start in (True, False)]
+    return _best(candidates, replace(scenario, periods=4), say)
+
+
+def _best(candidates: Sequence[Arm], scenario: Scenario, say: Say) -> tuple[Arm, list[Result]]:
+    tried: list[Result] = []
+    scores: list[tuple[float, ...]] = []
+    for arm in candidates:
+        result = isolation.run_arm(arm, scenario, seed=99)
+        say(f"trial ({_describe(arm)}): {isolation.summary_of(result)}")
+        result["trial"] = _describe(arm)
+        tried.append(result)
+        phases = result["late_phase_s"]
+        slowness = (median(phases) if phases else 1e9) * result["redis"]["late"]["p999"]
+        scores.append((result["oom_kills"], result["missing_phases"], slowness))
+    return candidates[scores.index(min(scores))], tried
+
+
+def _describe(arm: Arm) -> str:
+    if arm.split_bytes:
+        return ", ".join(f"{tenant} {size // MIB} MiB" for tenant, size in arm.split_bytes.items())
+    return "starts at use" if arm.senpai_start_at_usage else "starts at the limit"
+
+
+def run_tight(scenario: Scenario, say: Say) -> Result:
+    """Lower the limit until the kernel alone kills a tenant, then run memsculpt at that very limit."""
+    short = replace(scenario, periods=4)
+    for limit_mib in TIGHT_LIMITS_MIB:
+        tight = replace(short, limit_bytes=limit_mib * MIB)
+        kernel = isolation.run_arm(KERNEL, tight, seed=7)
+        say(f"tight, {limit_mib} MiB: {isolation.summary_of(kernel)}")
+        if kernel["oom_kills"]:
+            ours = isolation.run_arm(MEMSCULPT, tight, seed=7)
+            say(f"tight, {limit_mib} MiB: {isolation.summary_of(ours)}")
+            return {"limit_bytes": tight.limit_bytes, "kernel": kernel, "memsculpt": ours}
+    return {"limit_bytes": None, "kernel": None, "memsculpt": None}
+
+
+def figures_of(runs: Mapping[str, list[Result]], tight: Result | None) -> dict[str, Figure]:
+    """Return the issue's figures: ratios within a round, their median and range over the rounds."""
+    ours = runs["memsculpt"]
+    p999 = {arm: [result["redis"]["late"]["p999"] for result in results] for arm, results in runs.items()}
+    phase = {arm: [_median_phase(result) for result in results] for arm, results in runs.items()}
+    faults = {arm: [result["late_major_faults"]["redis"] for result in results] for arm, results in runs.items()}
+    stall = {arm: [sum(result["late_stall_s"].values()) for result in results] for arm, results in runs.items()}
+    rivals = [arm for arm in ("kernel", "reactive") if arm in runs]
+    kills = [float(result["oom_kills"]) for result in ours]
+    if tight and tight["memsculpt"]:
+        kills.append(float(tight["memsculpt"]["oom_kills"]))
+    figures = {
+        "redis_p999_over_roomy": contract.at_most(
+            1.3,
+            _ratios(p999["memsculpt"], p999["roomy"]),
+            also=all(median(p999["memsculpt"]) < median(p999[rival]) for rival in rivals),
+        ),
+        "redis_faults_kernel_over_ours": contract.at_least(
+            20.0, _ratios(faults["kernel"], [max(1, count) for count in faults["memsculpt"]])
+        ),
+        "jobs_time_over_kernel": contract.at_most(1.0, _ratios(phase["memsculpt"], phase["kernel"])),
+        "oom_kills": contract.at_most(0.0, [sum(kills)]),
+    }
+    if "reactive" in runs:
+        figures["stall_reactive_over_ours"] = contract.at_least(
+            1.5, _ratios(stall["reactive"], [max(1e-3, seconds) for seconds in stall["memsculpt"]])
+        )
+    return figures
+
+
+def _median_phase(result: Result) -> float:
+    return median(result["late_phase_s"]) if result["late_phase_s"] else float("inf")
+
+
+def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [mine / other for mine, other in zip(ours, theirs, strict=True)]
+
+
+def verdict(variants: Mapping[str, Result]) -> list[str]:
+    """Return the closing lines: ratios to having room enough, and to the kernel alone."""
+    lines: list[str] = []
+    for swap, variant in variants.items():
+        runs = variant["arms"]
+        for arm in runs:
+            if arm == "roomy":
+                continue
+            p999 = median(_ratios(*[[r["redis"]["late"]["p999"] for r in runs[name]] for name in (arm, "roomy")]))
+            phase = median(_ratios(*[[_median_phase(r) for r in runs[name]] for name in (arm, "roomy")]))
+            faults = median(r["late_major_faults"]["redis"] for r in runs[arm])
+            stall = median(sum(r["late_stall_s"].values()) for r in runs[arm])
+            kills = sum(r["oom_kills"] for r in runs[arm])
+            lines.append(
+                f"{swap}: {arm:<10} Redis p99.9 {p999:.2f} x roomy, a late phase {phase:.2f} x roomy, "
+                f"{faults:.0f} Redis faults, {stall:.1f} s stalled, {kills} OOM kills"
+            )
+    return lines
+
+
+def say_to_stderr(text: str) -> None:
+    """Tell a person how the bench goes; stdout belongs to --json."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
