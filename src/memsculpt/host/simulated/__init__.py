@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host in memory: a kernel, the programs on it, and the faults that befall them, deterministic from a seed.
+
+It is part of the product, not of the tests: `replay`, learning and examples run on it.
+"""
+
+from memsculpt.host.simulated.faults import (
+    BusyLimit,
+    DeniedPaging,
+    Fault,
+    ForeignLimit,
+    SwapFull,
+    VanishBeforeAction,
+)
+from memsculpt.host.simulated.host import SimulatedHost
+from memsculpt.host.simulated.machine import Costs, Record
+from memsculpt.host.simulated.reclaim import ReclaimRules
+from memsculpt.host.simulated.workloads import (
+    Burst,
+    CacheReader,
+    Constant,
+    Cycle,
+    Leak,
+    Phase,
+    Program,
+    Ramp,
+    StartupPeak,
+)
+
+__all__ = [
+    "Burst",
+    "BusyLimit",
+    "CacheReader",
+    "Constant",
+    "Costs",
+    "Cycle",
+    "DeniedPaging",
+    "Fault",
+    "ForeignLimit",
+    "Leak",
+    "Phase",
+    "Program",
+    "Ramp",
+    "ReclaimRules",
+    "Record",
+    "SimulatedHost",
+    "StartupPeak",
+    "SwapFull",
+    "VanishBeforeAction",
+]

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A simulated machine as an `Observation`: who is a workload, and all of them as columns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from memsculpt.domain.arrays import Bool, Float64, Int64
+from memsculpt.domain.observation import CgroupState, HostMemory, Observation, Processes, Workloads
+from memsculpt.domain.plan import LimitKind
+from memsculpt.domain.settings import PartitionSettings
+from memsculpt.domain.workload import WorkloadId
+from memsculpt.errors import ConfigError
+from memsculpt.host.simulated.cgroups import PAGE_BYTES, Node
+from memsculpt.host.simulated.machine import Machine, Process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """One workload: a whole cgroup (`node`), or the processes of one executable."""
+
+    id: WorkloadId
+    partition: str | None
+    node: Node | None
+    members: tuple[Process, ...]
+
+
+def observe_machine(machine: Machine, partitions: Sequence[PartitionSettings]) -> Observation:
+    """Read everything at once; changes nothing."""
+    tenants = find_tenants(machine, partitions)
+    return Observation(
+        time_s=machine.now_s,
+        memory=_memory(machine),
+        processes=_processes(machine, tenants),
+        workloads=_workloads(machine, tenants),
+        cgroups=_cgroups(machine, tenants),
+    )
+
+
+def find_tenants(machine: Machine, partitions: Sequence[PartitionSettings]) -> tuple[Tenant, ...]:
+    """Return all workloads, ordered by identity.
+
+    A partition's rule by cgroup adopts each fitting cgroup as a whole, the topmost one where they are nested.
+    Other processes are accounted by their cgroup, or by their executable when they live in the root, in a
+    cgroup that memsculpt made, or where a rule by executable or user claims them.
+    """
+    members: dict[WorkloadId, list[Process]] = {}
+    nodes: dict[WorkloadId, Node | None] = {}
+    named: dict[WorkloadId, str | None] = {}
+    for node in machine.tree.nodes.values():
+        adopting = _adopting(node, partitions)
+        if adopting is not None and adopting[0] is node:
+            identity = WorkloadId(node.path)
+            members[identity], nodes[identity], named[identity] = [], node, adopting[1].name
+    for process in machine.processes.values():
+        identity, node, partition = _identify(process, partitions)
+        members.setdefault(identity, []).append(process)
+        nodes[identity] = node
+        named[identity] = named.get(identity) or partition
+    return tuple(
+        Tenant(id=identity, partition=named[identity], node=nodes[identity], members=tuple(members[identity]))
+        for identity in sorted(members)
+    )
+
+
+def check_rules(machine: Machine, partitions: Sequence[PartitionSettings]) -> None:
+    """Refuse rules that name an absent cgroup, or two that claim the same workload, with ConfigError."""
+    for partition in partitions:
+        rule = partition.match
+        paths = [node.path for node in machine.tree.nodes.values() if _fits_node(partition, node)]
+        if rule.cgroup is not None and not partition.create and not paths:
+            raise ConfigError(
+                place=f"partition {partition.name!r}",
+                problem=f"no cgroup fits {rule.describe()}",
+                fix="start it first, correct the glob, or set create = true",
+            )
+    for kind, claimed in (("cgroup", _claims_by_node(machine, partitions)), ("process", _claims(machine, partitions))):
+        for what, names in claimed:
+            if len(names) > 1:
+                raise ConfigError(
+                    place=f"partitions {', '.join(repr(name) for name in names)}",
+                    problem=f"claim the same {kind} {what}",
+                    fix="narrow one of the rules",
+                )
+
+
+def _claims_by_node(machine: Machine, partitions: Sequence[PartitionSettings]) -> list[tuple[str, list[str]]]:
+    nodes = machine.tree.nodes.values()
+    return [(repr(node.path), [part.name for part in partitions if _fits_node(part, node)]) for node in nodes]
+
+
+def _claims(machine: Machine, partitions: Sequence[PartitionSettings]) -> list[tuple[str, list[str]]]:
+    by_process = [part for part in partitions if not part.match.is_by_cgroup()]
+    return [
+        (process.program.exe, [part.name for part in by_process if _fits_process(part, process)])
+        for process in machine.processes.values()
+    ]
+
+
+def _fits_node(partition: PartitionSettings, node: Node) -> bool:
+    rule = partition.match
+    return (
+        rule.is_by_cgroup() and node.path != "" and rule.fits(cgroup=node.path, exe="", user="", pid=0, vm="", label="")
+    )
+
+
+def _fits_process(partition: PartitionSettings, process: Process) -> bool:
+    rule, program = partition.match, process.program
+    # The cgroup it was started in: a process that memsculpt has moved is still the same workload.
+    return not rule.is_by_cgroup() and rule.fits(
+        cgroup=program.cgroup, exe=program.exe, user=program.user, pid=process.instance.pid
+    )
+
+
+def _adopting(node: Node, partitions: Sequence[PartitionSettings]) -> tuple[Node, PartitionSettings] | None:
+    for above in reversed(node.lineage):
+        for partition in partitions:
+            if _fits_node(partition, above):
+                return above, partition
+    return None
+
+
+def _identify(process: Process, partitions: Sequence[PartitionSettings]) -> tuple[WorkloadId, Node | None, str | None]:
+    by_exe = WorkloadId(f"exe:{process.program.exe}")
+    for partition in partitions:
+        if _fits_process(partition, process):
+            return by_exe, None, partition.name
+    adopting = _adopting(process.node, partitions)
+    if adopting is not None:
+        return WorkloadId(adopting[0].path), adopting[0], adopting[1].name
+    if process.node.path == "" or process.node.is_own:
+        return by_exe, None, None
+    return WorkloadId(process.node.path), process.node, None
+
+
+def _memory(machine: Machine) -> HostMemory:
+    root, chunk_bytes = machine.tree.root, machine.chunk_bytes
+    total_bytes = machine.tree.hard_bytes(root)
+    free_bytes = max(0, total_bytes - root.charged_chunks * chunk_bytes)
+    return HostMemory(
+        total_bytes=total_bytes,
+        available_bytes=free_bytes + root.file_chunks * chunk_bytes,
+        free_bytes=free_bytes,
+        swap_total_bytes=machine.swap_total_chunks * chunk_bytes,
+        swap_free_bytes=machine.swap_free_chunks * chunk_bytes,
+        some_stall_s=machine.some_stall_s,
+        full_stall_s=machine.full_stall_s,
+        page_bytes=PAGE_BYTES,
+    )
+
+
+def _processes(machine: Machine, tenants: Sequence[Tenant]) -> Processes:
+    rows = sorted(
+        ((process, row) for row, tenant in enumerate(tenants) for process in tenant.members),
+        key=lambda pair: pair[0].instance.pid,
+    )
+    found = [process for process, _ in rows]
+    chunk_bytes = machine.chunk_bytes
+    return Processes(
+        pids=_ints([process.instance.pid for process in found]),
+        start_ticks=_ints([process.instance.start_ticks for process in found]),
+        workload_index=_ints([row for _, row in rows]),
+        anon_bytes=_ints([process.memory.resident_chunks * chunk_bytes for process in found]),
+        file_bytes=_ints([0] * len(found)),  # page cache that is read, not mapped, is in no process
+        shmem_bytes=_ints([0] * len(found)),
+        swapped_bytes=_ints([process.memory.swapped_chunks * chunk_bytes for process in found]),
+        has_memory_kinds=np.ones(len(found), dtype=np.bool_),
+        cpu_s=np.array([process.cpu_s for process in found], dtype=np.float64),
+        minor_faults_count=_ints([process.minor_faults_count for process in found]),
+        major_faults_count=_ints([process.major_faults_count for process in found]),
+    )
+
+
+def _workloads(machine: Machine, tenants: Sequence[Tenant]) -> Workloads:
+    chunk_bytes = machine.chunk_bytes
+
+    def ints(of_node: Callable[[Node], int], of_process: Callable[[Process], int], scale: int = 1) -> Int64:
+        return _ints([scale * int(_sum(tenant, of_node, of_process)) for tenant in tenants])
+
+    def floats(of_node: Callable[[Node], float], of_process: Callable[[Process], float]) -> Float64:
+        return np.array([_sum(tenant, of_node, of_process) for tenant in tenants], dtype=np.float64)
+
+    file_bytes = ints(lambda node: node.file_chunks, lambda _: 0, chunk_bytes)
+    anon_bytes = ints(lambda node: node.anon_chunks, lambda p: p.memory.resident_chunks, chunk_bytes)
+    nothing = _ints([0] * len(tenants))
+    is_cgroup: Bool = np.array([tenant.node is not None for tenant in tenants], dtype=np.bool_)
+    return Workloads(
+        ids=tuple(tenant.id for tenant in tenants),
+        partitions=tuple(tenant.partition for tenant in tenants),
+        cgroups=tuple(tenant.node.path if tenant.node is not None else None for tenant in tenants),
+        instance_keys=_ints([_instance_key(tenant) for tenant in tenants]),
+        resident_bytes=anon_bytes + file_bytes,
+        anon_bytes=anon_bytes,
+        file_bytes=file_bytes,
+        shmem_bytes=nothing,
+        swapped_bytes=ints(lambda node: node.swapped_chunks, lambda p: p.memory.swapped_chunks, chunk_bytes),
+        reclaimable_bytes=file_bytes.copy(),
+        unevictable_bytes=nothing.copy(),
+        kernel_bytes=nothing.copy(),
+        minor_faults_count=ints(lambda node: node.minor_faults_count, lambda p: p.minor_faults_count),
+        major_faults_count=ints(lambda node: node.major_faults_count, lambda p: p.major_faults_count),
+        refaults_count=ints(lambda node: node.refaults_count, lambda _: 0),
+        cpu_s=floats(lambda node: node.cpu_s, lambda p: p.cpu_s),
+        read_bytes=ints(lambda node: node.read_bytes, lambda p: p.read_bytes),
+        written_bytes=nothing.copy(),
+        some_stall_s=floats(lambda node: node.some_stall_s, lambda _: 0.0),
+        full_stall_s=floats(lambda node: node.full_stall_s, lambda _: 0.0),
+        oom_kills_count=ints(lambda node: node.oom_kills_count, lambda _: 0),
+        limit_hits_count=ints(lambda node: node.limit_hits_count, lambda _: 0),
+        process_count=_ints([len(tenant.members) for tenant in tenants]),
+        has_refaults=is_cgroup,
+        has_io=np.ones(len(tenants), dtype=np.bool_),
+        has_pressure=is_cgroup.copy(),
+    )
+
+
+def _cgroups(machine: Machine, tenants: Sequence[Tenant]) -> tuple[CgroupState, ...]:
+    found: dict[str, tuple[Node, str]] = {}
+    for tenant in tenants:
+        if tenant.partition is None:
+            continue
+        homes = [tenant.node] if tenant.node is not None else [p.node for p in tenant.members if p.node.is_own]
+        for node in homes:
+            found.setdefault(node.path, (node, tenant.partition))
+    return tuple(_cgroup_state(machine, *found[path]) for path in sorted(found))
+
+
+def _cgroup_state(machine: Machine, node: Node, partition: str) -> CgroupState:
+    tree, chunk_bytes = machine.tree, machine.chunk_bytes
+    return CgroupState(
+        cgroup=node.path,
+        partition=partition,
+        used_bytes=node.charged_chunks * chunk_bytes,
+        swapped_bytes=node.swapped_chunks * chunk_bytes,
+        limit_bytes=tree.limit_bytes(node, LimitKind.LIMIT),
+        hard_limit_bytes=tree.limit_bytes(node, LimitKind.HARD),
+        guarantee_bytes=tree.limit_bytes(node, LimitKind.GUARANTEE),
+        is_own=node.is_own,
+    )
+
+
+def _instance_key(tenant: Tenant) -> int:
+    if tenant.node is not None:
+        return tenant.node.inode
+    return min(process.instance.start_ticks for process in tenant.members)
+
+
+def _sum(tenant: Tenant, of_node: Callable[[Node], float], of_process: Callable[[Process], float]) -> float:
+    if tenant.node is not None:
+        return of_node(tenant.node)
+    return sum(of_process(process) for process in tenant.members)
+
+
+def _ints(values: Sequence[int]) -> Int64:
+    return np.array(values, dtype=np.int64)
