@@ -142,6 +142,10 @@ class Host(Clock, Observer, Pager, Limiter, Grouper, Protocol):
         """
         ...
 
+    def wake(self) -> None:
+        """Make a `wait_until` that is under way return now (True); safe from any thread."""
+        ...
+
     def close(self) -> None:
         """Release every descriptor; undo nothing (that is the journal's business)."""
         ...
