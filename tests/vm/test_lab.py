@@ -10,9 +10,6 @@ import pytest
 
 from tests.vm import image, initramfs, lab
 from tests.vm.guest import Guest, GuestError
-from tests.vm.tenant import TENANT_BYTES
-
-MIB = 1 << 20
 
 
 def test_the_probe_says_what_is_there_or_missing(monkeypatch, tmp_path):
@@ -99,20 +96,6 @@ def test_plain_guest_has_cgroup_v2_with_memory_swap_and_pressure(guest_v2: Guest
     assert guest_v2.check("uname -r").startswith("6.1.")
     assert "/dev/zram0" in guest_v2.check("cat /proc/swaps")
     assert guest_v2.check("cat /proc/pressure/memory").startswith("some avg10=")
-
-
-def test_memory_reclaim_sends_a_tenants_memory_to_zram(guest_v2: Guest, start_tenant):
-    """Reclaiming 40 MiB of a tenant that holds 100 MiB leaves less in memory and the difference in swap."""
-    tenant = start_tenant("reclaimed")
-    before_bytes = int(guest_v2.check(f"cat {tenant.cgroup}/memory.current"))
-
-    guest_v2.check(f"echo {40 * MIB} > {tenant.cgroup}/memory.reclaim")
-
-    after_bytes = int(guest_v2.check(f"cat {tenant.cgroup}/memory.current"))
-    swapped_bytes = int(guest_v2.check(f"cat {tenant.cgroup}/memory.swap.current"))
-    assert before_bytes >= TENANT_BYTES
-    assert after_bytes <= before_bytes - 35 * MIB
-    assert swapped_bytes >= 35 * MIB
 
 
 def test_python_has_what_the_agent_imports(guest_v2: Guest):
