@@ -238,6 +238,10 @@ class SimulatedHost:
         living = self._machine.processes.values()
         return tuple(process.instance for process in living if process.program.name == program)
 
+    def kill(self, process: Instance) -> None:
+        """End a process from outside, as `kill -9` does."""
+        self._machine.end(self._machine.find(process))
+
     def fingerprint(self) -> tuple[object, ...]:
         """Return all of the host's state that an action could change, as comparable values."""
         machine = self._machine
