@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Doing it, reversibly: the only stage that changes the host. Journal first, then act; everything can be undone."""
+
+from memsculpt.act.apply import ActionIds, apply, rehearse
+from memsculpt.act.budget import Budget
+from memsculpt.act.journal import Journal
+from memsculpt.act.lease import Lease, lease_for, restore_command
+from memsculpt.act.ownership import MACHINE_LOCK
+from memsculpt.act.restore import Outcome, Restored, RestoreReport, restore
+
+__all__ = [
+    "MACHINE_LOCK",
+    "ActionIds",
+    "Budget",
+    "Journal",
+    "Lease",
+    "Outcome",
+    "RestoreReport",
+    "Restored",
+    "apply",
+    "lease_for",
+    "rehearse",
+    "restore",
+    "restore_command",
+]

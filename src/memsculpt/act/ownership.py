@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One agent to a machine, one to a state folder: locks that the kernel releases when their owner dies.
+
+flock(2), not a pid file: a lock whose owner was killed is free at once, so there is nothing stale to guess about, and a
+reused pid cannot hold it. The pid in the file is for the message only. Descriptors are close-on-exec, so that no child
+(the guardian of `lease`) keeps a dead agent's lock.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+from memsculpt.errors import Refused
+
+MACHINE_LOCK = Path("/run/memsculpt/agent.lock")
+"""In a folder that only root may write: a name in the abstract socket space could be taken by any user beforehand."""
+
+
+class Lock:
+    """A file that one process at a time owns."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    def release(self) -> None:
+        """Give it up; the file stays, because removing it would let two owners hold two files of one name."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def take(path: Path) -> Lock:
+    """Own the file at `path`, which is made where it is absent.
+
+    Raises Refused when another process owns it, naming its pid; OSError when it cannot be made or opened.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(descriptor)
+        raise Refused(
+            place=str(path),
+            problem=f"another memsculpt (pid {owner}) is at work here, and two would undo each other's changes",
+            fix=f"ask that one (memsculpt status), or stop it first (kill {owner})",
+        ) from None
+    except OSError:
+        os.close(descriptor)
+        raise
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+    except OSError:
+        # A full disk: the lock itself holds, only the name of its owner is missing from the message ("unknown").
+        pass
+    return Lock(descriptor)
