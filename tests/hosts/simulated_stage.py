@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scene on the simulated host, once for each version of the cgroup interface."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from memsculpt.domain.workload import CgroupPath
 from memsculpt.host.simulated import Constant, Cycle, SimulatedHost
@@ -36,7 +36,7 @@ class SimulatedStage(Stage):
         )
         self.host = self._simulated
 
-    def __enter__(self) -> "SimulatedStage":
+    def __enter__(self) -> Self:
         self.host.wait_until(self.host.now_s() + 5.0)
         (self.process,) = self._simulated.instances("sleeper")
         return self

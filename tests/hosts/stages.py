@@ -45,7 +45,7 @@ class Stage(AbstractContextManager["Stage"]):
 
     @abstractmethod
     def touch_all(self) -> None:
-        """Have the process touch all of its memory, and return when it has; fails when the content is not as written."""
+        """Have the process touch all of its memory; return when it has, fail when the content is not as written."""
 
     @abstractmethod
     def own_cgroup(self) -> CgroupPath:

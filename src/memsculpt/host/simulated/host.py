@@ -5,6 +5,7 @@ Its clock stands still while somebody thinks and moves in `wait_until` and in ca
 of 512 MiB takes half a second, in which everybody else goes on running).
 """
 
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +26,7 @@ GIB = 1 << 30
 START_S = 1000.0  # the host's clock when it begins: like a real one it does not start at 0
 PRESSURE_WINDOW_S, PRESSURE_STALL_S = 1.0, 0.15  # as a PSI trigger "some 150000 1000000"
 RETRY_IN_S = 1.0
+V2_FIX = "build it with cgroup_version=2"
 
 
 class SimulatedHost:
@@ -78,6 +80,7 @@ class SimulatedHost:
         self._step_s = step_s
         self._stalls: deque[tuple[float, float]] = deque()  # (at_s, stalled_s) within the pressure window
         self._quiet_until_s = START_S
+        self._woken = threading.Event()
         self._machine.begin_lives()
 
     # ---- Clock
@@ -89,10 +92,17 @@ class SimulatedHost:
     def wait_until(self, deadline_s: float) -> bool:
         """Let the host run until the deadline, or until its stalls cross the pressure threshold (True)."""
         while self._machine.now_s < deadline_s:
+            if self._woken.is_set():
+                self._woken.clear()
+                return True
             self._advance(deadline_s)
             if self._feels_pressure():
                 return True
         return False
+
+    def wake(self) -> None:
+        """End the wait that is under way, or else the next one."""
+        self._woken.set()
 
     # ---- Observer
 
@@ -104,14 +114,16 @@ class SimulatedHost:
         """Tell what this host offers now; a denied paging shows."""
         denied = self._faults.is_paging_denied(self._at_s())
         why, fix = ("denied by an injected fault", "wait until the fault ends") if denied else ("simulated", "")
+        has_swap = self._machine.swap_total_chunks > 0
+        is_v2 = self._machine.tree.version == 2
         offered = {
             "page_out": (not denied, why, fix),
             "page_in": (not denied, why, fix),
             "cgroup_limits": (True, f"simulated cgroup v{self._machine.tree.version}", ""),
-            "cgroup_create": (True, "simulated", ""),
-            "reclaim": (True, "simulated", ""),
+            "cgroup_v2_memory": (is_v2, "simulated" if is_v2 else "simulated cgroup v1", "" if is_v2 else V2_FIX),
+            "memory_reclaim": (True, "simulated", ""),
             "psi": (True, "simulated", ""),
-            "swap": (self._machine.swap_total_chunks > 0, "simulated", ""),
+            "swap": (has_swap, "simulated" if has_swap else "no swap", "" if has_swap else "build it with swap_bytes"),
         }
         return {
             name: Capability(name=name, available=available, reason=reason, fix=mend)
