@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One plan: divide the capacity, free what must leave, move the limits, bring back what is about to be used.
+
+Pure: the time is the observation's, and equal arguments give equal plans. The order of the actions is the
+order in which they are safe: what frees comes first, what grows comes last.
+"""
+
+from dataclasses import dataclass, replace
+
+from memsculpt.domain.forecast import Forecasts
+from memsculpt.domain.observation import Observation
+from memsculpt.domain.outcome import Corrections
+from memsculpt.domain.plan import Action, CreateCgroup, Division, MoveProcess, Plan, Reason
+from memsculpt.domain.profile import Profiles
+from memsculpt.domain.settings import Settings
+from memsculpt.plan import growth as growing
+from memsculpt.plan import limits, memory, partitions, placement, prefetch, reclaim, situation
+from memsculpt.plan.growth import Growth
+from memsculpt.plan.partitions import Sizes
+from memsculpt.plan.situation import Situation
+from memsculpt.plan.state import PlannerState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outlook:
+    """What the host is, should become, and lacks: the part of a plan before anything is moved."""
+
+    planner: PlannerState
+    now: Situation
+    sizes: Sizes
+    growth: Growth
+
+
+def look_ahead(
+    planner: PlannerState,
+    observation: Observation,
+    profiles: Profiles,
+    forecasts: Forecasts,
+    corrections: Corrections,
+    settings: Settings,
+) -> Outlook:
+    """Join the inputs, divide the capacity and see what is lacking; `planner` is refreshed already."""
+    now = situation.look(planner, observation, profiles, forecasts, corrections, settings)
+    sizes = partitions.divide(situation.demand_of(now), capacity_bytes=now.planned_bytes, page_bytes=now.page_bytes)
+    return Outlook(
+        planner=replace(planner, columns=now.partitions), now=now, sizes=sizes, growth=growing.growth_of(now, sizes)
+    )
+
+
+def choose(
+    planner: PlannerState,
+    observation: Observation,
+    profiles: Profiles,
+    forecasts: Forecasts,
+    corrections: Corrections,
+    settings: Settings,
+) -> tuple[PlannerState, Plan]:
+    """Decide what to change in this tick, and what to remember.
+
+    The plan frees before it grows, keeps guarantees and floors, spends no more than the rates allow, and
+    is empty when nothing is worth its cost. Raises ValueError when guarantees exceed the capacity, which
+    the configuration refuses.
+    """
+    planner = memory.refreshed(planner, observation, profiles, settings)
+    outlook = look_ahead(planner, observation, profiles, forecasts, corrections, settings)
+    planner, now, sizes, growth = outlook.planner, outlook.now, outlook.sizes, outlook.growth
+    holds_still = corrections.backoff_until_s > now.now_s
+    taken = reclaim.free_ahead(now, planner, observation, profiles, sizes, growth, settings)
+    if holds_still:
+        taken = replace(taken, actions=(), by_workload_bytes=taken.by_workload_bytes * 0)
+    budgets = limits.set_budgets(now, planner, sizes, growth, taken.size_bytes, settings, holds_still=holds_still)
+    brought = prefetch.bring_back(now, planner, observation, growth, taken, budgets.planned_bytes, settings)
+    placed = placement.place(now, planner, observation)
+    if holds_still:
+        brought = replace(brought, actions=(), protections=planner.protections)
+        placed = placement.Placed(moved_before=planner.moved)
+    pending = () if holds_still else planner.pending
+    actions: tuple[Action, ...] = (
+        *taken.actions,
+        *budgets.lowered,
+        *budgets.raised,
+        *placed.created,
+        *(action for action in pending if isinstance(action, CreateCgroup)),
+        *placed.moved,
+        *(action for action in pending if isinstance(action, MoveProcess)),
+        *brought.actions,
+    )
+    planner = replace(
+        memory.after(planner, actions, observation),
+        squeezes=budgets.squeezes,
+        resting_until_s=budgets.resting_until_s,
+        guarantees=budgets.guarantees,
+        protections=brought.protections,
+        moved=placed.moved_before,
+        pending=planner.pending if holds_still else (),
+    )
+    held_back = (*_backoff(corrections, now), *taken.held_back, *budgets.held_back, *brought.held_back)
+    plan = Plan(made_at_s=now.now_s, actions=actions, division=division_of(outlook), held_back=held_back)
+    return planner, plan
+
+
+def division_of(outlook: Outlook) -> Division:
+    """Return the division as the plan reports it."""
+    now, sizes = outlook.now, outlook.sizes
+    return Division(
+        capacity_bytes=now.planned_bytes,
+        names=now.partitions.names,
+        used_bytes=now.used_bytes.copy(),
+        needed_bytes=now.sum_by_partition(now.workloads.median_bytes),
+        size_bytes=sizes.size_bytes.copy(),
+        shortfall_ratio=sizes.shortfall_ratio.copy(),
+        multiplier=sizes.multiplier,
+    )
+
+
+def _backoff(corrections: Corrections, now: Situation) -> tuple[Reason, ...]:
+    if corrections.backoff_until_s <= now.now_s:
+        return ()
+    figures = {"rest_s": corrections.backoff_until_s - now.now_s}
+    text = f"the agent holds still for {{rest_s}}: {corrections.backoff_reason or 'it was told to'}"
+    return (Reason(code="backoff", text=text, figures=figures),)

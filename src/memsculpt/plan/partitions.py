@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who gets how much: the capacity is shared so that the weighted chance of falling short is equal.
+
+Each partition's peak demand over the horizon is a distribution, given as a piecewise-linear quantile
+function Q. A missing byte of partition i costs w_i (its priority). The cheapest division of a capacity C
+gives x_i = Q_i(1 - λ/w_i), clipped to [guarantee, ceiling], with the one λ for which the sizes sum to C:
+the newsvendor's solution with a shared budget (Hadley & Whitin 1963, ch. 6; λ is the shadow price of
+memory). λ is found by bisection over whole pages and the neighbouring floating-point numbers, so the
+result is exact, and the same for any order of the partitions.
+
+Levels 0 and 1 are knots too: Q(0) is what the partition has anyway, Q(1) its ceiling. Beyond the highest
+forecast quantile spare capacity is thereby shared as room, and nothing is left idle.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memsculpt.domain.arrays import Float64, Int64, freeze_columns
+
+# Below λ = w * 2^-60 the level 1 - λ/w is 1 in double precision: nothing more can be told apart.
+_SMALLEST_RATIO = 2.0**-60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Demand:
+    """What each partition may come to need; columns of shape (n_partitions,).
+
+    `knots_bytes` has shape (n_partitions, n_levels) and does not fall along `levels`, which rise from 0
+    to 1. A fixed partition has `guarantee == floor == ceiling`. Raises ValueError when that does not hold.
+    """
+
+    levels: Float64
+    knots_bytes: Float64
+    guarantee_bytes: Int64
+    floor_bytes: Int64  # at least the guarantee; given up before a guarantee is
+    ceiling_bytes: Int64
+    weights: Float64  # cost of a missing byte, above 0
+    giving_order: Int64  # rows from first to last to get the odd page: by weight, then by name
+
+    def __post_init__(self) -> None:
+        rows = len(self.weights)
+        freeze_columns(self, ("levels",), self.levels.shape)
+        freeze_columns(self, ("knots_bytes",), (rows, len(self.levels)))
+        columns = ("guarantee_bytes", "floor_bytes", "ceiling_bytes", "weights", "giving_order")
+        freeze_columns(self, columns, (rows,))
+        if len(self.levels) < 2 or self.levels[0] != 0.0 or self.levels[-1] != 1.0:
+            raise ValueError(f"Demand: levels must rise from 0 to 1, got {self.levels}")
+        if bool((np.diff(self.levels) <= 0.0).any()):
+            raise ValueError(f"Demand: levels must rise, got {self.levels}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sizes:
+    """The division; columns in the order of the demand."""
+
+    size_bytes: Int64  # whole pages
+    shortfall_ratio: Float64  # the chance that the size will not do
+    level_ratio: Float64  # the quantile level that each got: 1 - λ/w
+    multiplier: float  # λ: what one more byte would be worth
+
+
+def divide(demand: Demand, *, capacity_bytes: int, page_bytes: int) -> Sizes:
+    """Share the capacity; the sizes sum to it exactly (to a page) unless the ceilings leave some over.
+
+    Guarantees hold in whole pages, as the kernel keeps them. Floors above the guarantee are given up in
+    equal parts when they do not fit. Raises ValueError when the guarantees alone do not fit: the
+    configuration is refused for that, so it cannot happen under load.
+    """
+    rows = len(demand.weights)
+    capacity = capacity_bytes // page_bytes
+    if rows == 0:
+        return Sizes(
+            size_bytes=np.zeros(0, np.int64),
+            shortfall_ratio=np.zeros(0),
+            level_ratio=np.zeros(0),
+            multiplier=0.0,
+        )
+    # One page more than all there is keeps "too much" visible, and sums far from overflow.
+    ceiling = np.minimum(demand.ceiling_bytes // page_bytes, capacity + 1)
+    guarantee = np.minimum(demand.guarantee_bytes // page_bytes, ceiling)
+    if int(guarantee.sum()) > capacity:
+        raise ValueError(
+            f"guarantees of {int(guarantee.sum()) * page_bytes} bytes exceed the capacity of {capacity_bytes} bytes"
+        )
+    lower = _floors_that_fit(demand, guarantee, ceiling, capacity, page_bytes)
+    pages, multiplier = _bisect(demand, lower, ceiling, capacity, page_bytes)
+    size_bytes = pages * page_bytes
+    return Sizes(
+        size_bytes=size_bytes,
+        shortfall_ratio=shortfall(demand, size_bytes),
+        level_ratio=np.clip(1.0 - multiplier / demand.weights, 0.0, 1.0),
+        multiplier=multiplier,
+    )
+
+
+def shortfall(demand: Demand, size_bytes: Int64) -> Float64:
+    """Return the chance that each partition's peak exceeds its size, by inverting its quantile function."""
+    rows = np.arange(len(size_bytes))
+    last = len(demand.levels) - 1
+    segment = np.clip((demand.knots_bytes <= size_bytes[:, np.newaxis]).sum(axis=1) - 1, 0, last - 1)
+    low, high = demand.knots_bytes[rows, segment], demand.knots_bytes[rows, segment + 1]
+    part = np.clip((size_bytes - low) / np.maximum(high - low, 1.0), 0.0, 1.0)
+    part = np.where(high > low, part, np.where(size_bytes >= high, 1.0, 0.0))
+    level = demand.levels[segment] + part * (demand.levels[segment + 1] - demand.levels[segment])
+    return np.asarray(1.0 - level, dtype=np.float64)
+
+
+def _floors_that_fit(demand: Demand, guarantee: Int64, ceiling: Int64, capacity: int, page_bytes: int) -> Int64:
+    floor = np.clip(demand.floor_bytes // page_bytes, guarantee, ceiling)
+    wanted, room = int(floor.sum() - guarantee.sum()), capacity - int(guarantee.sum())
+    if wanted <= room:
+        return floor
+    return np.asarray(guarantee + (floor - guarantee) * room // wanted, dtype=np.int64)
+
+
+class _Search:
+    """Pages of the rows whose size is still open between the two ends of the bracket."""
+
+    def __init__(self, demand: Demand, lower: Int64, ceiling: Int64, page_bytes: int) -> None:
+        knots = demand.knots_bytes / page_bytes
+        self.levels = demand.levels
+        self.knots, self.slopes = knots, np.diff(knots, axis=1) / np.diff(demand.levels)
+        self.lower, self.ceiling, self.weights = lower, ceiling, demand.weights
+
+    def pages(self, multiplier: float) -> Int64:
+        """Return each row's pages at λ; they do not rise with λ, bit for bit (rounding is monotone)."""
+        level = np.clip(1.0 - multiplier / self.weights, 0.0, 1.0)
+        segments = len(self.levels) - 1
+        segment = np.minimum(np.searchsorted(self.levels, level, side="right") - 1, segments - 1)
+        flat = np.arange(len(level)) * (segments + 1) + segment
+        knots, slopes = self.knots.ravel(), self.slopes.ravel()
+        wanted = knots[flat] + slopes[flat - np.arange(len(level))] * (level - self.levels[segment])
+        # The end of a segment, computed from its start, may miss the next knot by a rounding.
+        wanted = np.where(level >= self.levels[segment + 1], knots[flat + 1], np.minimum(wanted, knots[flat + 1]))
+        return np.clip(np.floor(wanted), self.lower, self.ceiling).astype(np.int64)
+
+    def keep(self, rows: Int64) -> None:
+        """Drop all other rows."""
+        self.knots, self.slopes = self.knots[rows], self.slopes[rows]
+        self.lower, self.ceiling, self.weights = self.lower[rows], self.ceiling[rows], self.weights[rows]
+
+
+def _bisect(demand: Demand, lower: Int64, ceiling: Int64, capacity: int, page_bytes: int) -> tuple[Int64, float]:
+    """Find the smallest λ whose pages fit, and give the odd pages of the step just below it in order.
+
+    λ is bisected over the bit patterns of positive doubles, whose order is that of the numbers: after at
+    most 62 steps the ends are neighbours. Rows that have the same pages at both ends are settled and leave
+    the search, so most steps look at few rows.
+    """
+    search = _Search(demand, lower, ceiling, page_bytes)
+    result = search.pages(0.0)
+    if int(result.sum()) <= capacity:
+        return result, 0.0
+    low_bits = _bits(float(demand.weights.min()) * _SMALLEST_RATIO)
+    high_bits = _bits(float(demand.weights.max()))
+    rows = np.arange(len(lower))
+    at_low, at_high = result.copy(), search.pages(_number(high_bits))
+    result, room = at_high.copy(), capacity
+    while high_bits - low_bits > 1 and int(at_high.sum()) != room:
+        middle_bits = (low_bits + high_bits) // 2
+        at_middle = search.pages(_number(middle_bits))
+        if int(at_middle.sum()) > room:
+            low_bits, at_low = middle_bits, at_middle
+        else:
+            high_bits, at_high = middle_bits, at_middle
+        is_open = at_low != at_high
+        if int(is_open.sum()) * 2 <= len(rows):
+            result[rows] = at_high
+            room -= int(at_high[~is_open].sum())
+            still = np.flatnonzero(is_open)
+            rows, at_low, at_high = rows[still], at_low[still], at_high[still]
+            search.keep(still)
+    result[rows] = at_high
+    _give_odd_pages(demand, result, rows, at_low - at_high, room - int(at_high.sum()))
+    return result, _number(high_bits)
+
+
+def _give_odd_pages(demand: Demand, result: Int64, rows: Int64, steps: Int64, room: int) -> None:
+    # Rows that step at the same λ cannot all have their step; the more important, then the first by name.
+    if room <= 0 or len(rows) == 0:
+        return
+    step_of = np.zeros(len(result), np.int64)
+    step_of[rows] = steps
+    ordered = step_of[demand.giving_order]
+    before = np.cumsum(ordered) - ordered
+    result[demand.giving_order] += np.clip(room - before, 0, ordered)
+
+
+def _bits(number: float) -> int:
+    return int(np.float64(number).view(np.int64))
+
+
+def _number(bits: int) -> float:
+    return float(np.int64(bits).view(np.float64))

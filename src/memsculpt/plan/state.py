@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the planner remembers between ticks: budgets, squeezes, promises. An explicit value, replaced each tick."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from memsculpt.domain.arrays import Bool, Float64, Int64
+from memsculpt.domain.plan import Abilities, Action
+from memsculpt.domain.settings import PartitionSettings
+from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Squeeze:
+    """A limit that its cgroup's use has reached: it is lifted at `lift_at_s` unless it is renewed."""
+
+    limit_bytes: int
+    began_at_s: float
+    lift_at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protection:
+    """Nothing is taken from a workload whose pages were brought back, until its phase has passed."""
+
+    brought_at_s: float
+    until_s: float
+    has_run: bool = False  # it became active since: its phase has begun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """A granted request: the workload's need counts as `target_bytes` at least."""
+
+    workload: WorkloadId
+    target_bytes: int
+    asked_at_s: float
+    within_s: float
+    processes: tuple[Instance, ...] = ()  # who asked: a move to another cgroup makes them another workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftBehind:
+    """Memory of moved processes that is still charged to the cgroup they came from."""
+
+    processes: tuple[Instance, ...]
+    from_partition: str | None
+    from_cgroup: CgroupPath
+    to_partition: str
+    charged_bytes: int
+    began_at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A budget that was asked for once, and when: it is not asked for again while it stands."""
+
+    size_bytes: int
+    asked_at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PartitionColumns:
+    """The configured partitions as columns, made once per configuration."""
+
+    source: tuple[PartitionSettings, ...]
+    names: tuple[str, ...]
+    row_of: Mapping[str, int]
+    guarantee_bytes: Int64  # of a fixed partition: its size
+    ceiling_bytes: Int64  # of a fixed partition: its size
+    promised_bytes: Int64  # the configured guarantee, also of a fixed partition
+    is_fixed: Bool
+    weights: Float64
+    giving_order: Int64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerState:
+    """Everything that the next plan has to know of the plans before. `PlannerState()` is empty."""
+
+    abilities: Abilities = field(default_factory=Abilities)
+    planned_at_s: float | None = None
+    page_out_budget_bytes: float = 0.0
+    page_in_budget_bytes: float = 0.0
+    host_some_stall_s: float | None = None
+    squeezes: Mapping[CgroupPath, Squeeze] = field(default_factory=dict[CgroupPath, Squeeze])
+    # lifted: not squeezed again before
+    resting_until_s: Mapping[CgroupPath, float] = field(default_factory=dict[CgroupPath, float])
+    guarantees: Mapping[CgroupPath, Asked] = field(default_factory=dict[CgroupPath, Asked])
+    protections: Mapping[WorkloadId, Protection] = field(default_factory=dict[WorkloadId, Protection])
+    reservations: tuple[Reservation, ...] = ()
+    left_behind: tuple[LeftBehind, ...] = ()
+    created: tuple[PartitionSettings, ...] = ()  # partitions made for requests, besides the configured ones
+    pending: tuple[Action, ...] = ()  # what grants since the last plan need done: made and moved with the next
+    moved: frozenset[Instance] = frozenset()  # processes that were asked to move into a cgroup of ours
+    columns: PartitionColumns | None = field(default=None, compare=False, repr=False)
