@@ -6,7 +6,9 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+from memsculpt.doors.cli.command_line import Subparsers
 from memsculpt_bench import contract
 from memsculpt_bench.lab import LabUnavailable
 
@@ -16,7 +18,7 @@ BENCHES = {
 }
 
 
-def add_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_command(subparsers: Subparsers) -> None:
     """Add `bench` to the command line."""
     parser = subparsers.add_parser(
         "bench",
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if contract.all_hold(result) else 1
 
 
-def _run(args: argparse.Namespace, rounds: int) -> dict[str, object]:
+def _run(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
     if args.name == "planning":
         planning = importlib.import_module("memsculpt_bench.planning")
         return planning.run(rounds=rounds, quick=args.quick)
@@ -68,11 +70,10 @@ def _run(args: argparse.Namespace, rounds: int) -> dict[str, object]:
     return result
 
 
-def _print(result: dict[str, object]) -> None:
-    for line in result.get("verdict", ()):  # type: ignore[union-attr]
+def _print(result: dict[str, Any]) -> None:
+    for line in result.get("verdict", ()):
         sys.stdout.write(f"{line}\n")
-    figures: dict[str, dict[str, object]] = result["figures"]  # type: ignore[assignment]
-    for name, figure in figures.items():
+    for name, figure in result["figures"].items():
         mark = "holds" if figure["holds"] else "MISSED"
         value = "not measured" if figure["value"] is None else f"{figure['value']:.3g}"
         span = "" if figure["low"] is None else f" ({figure['low']:.3g} to {figure['high']:.3g})"

@@ -3,7 +3,7 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -41,7 +41,7 @@ def at_least(bar: float, values: Sequence[float], *, also: bool = True) -> Figur
     return _figure(f">= {bar:g}", values, lambda middle: middle >= bar and also)
 
 
-def _figure(bar: str, values: Sequence[float], holds: "Any") -> Figure:
+def _figure(bar: str, values: Sequence[float], holds: Callable[[float], bool]) -> Figure:
     if not values:
         return Figure(value=None, low=None, high=None, bar=bar, holds=False)
     middle = median(values)

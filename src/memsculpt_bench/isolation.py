@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, Self
 
 from memsculpt_bench import tenants as tenants_package
 from memsculpt_bench.lab import Lab, LabUnavailable, file_swap, open_lab, poll, zram_swap, zram_used_bytes
@@ -125,6 +125,7 @@ def _run_in(
         if arm.senpai_start_at_usage is not None
     ]
     client = _start_client(address, scenario, start_s, late_s, end_s, seed)
+    samples_start_s = time.monotonic()
     samples, at_late = _watch(lab, jobs, senpais, device, late_s, end_s)
     output, _ = client.communicate(timeout=60)
     at_end = {tenant: lab.read(tenant) for tenant in TENANTS}
@@ -144,6 +145,7 @@ def _run_in(
         "oom_kills": sum(reading.oom_kills for reading in at_end.values()),
         "held_bytes": mean(sample["lab"] + sample["swap"] for sample in samples if sample["at_s"] >= 0),
         "samples": samples,
+        "samples_start_s": samples_start_s,
         "start_s": start_s,
         "agent": agent.measure() if agent else None,
     }
@@ -232,53 +234,47 @@ class Agent:
     """The agent in apply mode on the lab, as a user would start it."""
 
     def __init__(self, lab: Lab, scenario: Scenario, folder: Path) -> None:
-        self.folder = folder
         self.config = folder / "memsculpt.toml"
         self.config.write_text(agent_config(lab, scenario, folder))
-        self.started_s = 0.0
-        self.process: subprocess.Popen[str] | None = None
+        self._log = folder / "agent.log"
+        self._started_s = time.monotonic()
+        command = [sys.executable, "-m", "memsculpt", "run", "--apply", "--no-listen", "--config", str(self.config)]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+        poll(lambda: (folder / "agent.sock").exists() or self._check_alive(), what="the agent to listen")
 
-    def __enter__(self) -> "Agent":
-        command = [sys.executable, "-m", "memsculpt", "run", "--apply", "--config", str(self.config)]
-        log = (self.folder / "agent.log").open("w")
-        self.started_s = time.monotonic()
-        self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
-        poll(lambda: (self.folder / "agent.sock").exists() or self._died(), what="the agent to listen")
+    def __enter__(self) -> Self:
         return self
 
-    def _died(self) -> bool:
-        assert self.process is not None
-        if self.process.poll() is not None:
-            raise RuntimeError("the agent ended: " + (self.folder / "agent.log").read_text()[-2000:])
+    def _check_alive(self) -> bool:
+        if self._process.poll() is not None:
+            raise RuntimeError("the agent ended: " + self._log.read_text()[-2000:])
         return False
 
     def measure(self) -> dict[str, Any]:
         """Return what the agent itself has used so far: processor time and resident memory."""
-        assert self.process is not None
-        self._died()
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        self._check_alive()
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        status = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
         peak = next(line for line in status if line.startswith("VmHWM"))
-        elapsed_s = time.monotonic() - self.started_s
+        elapsed_s = time.monotonic() - self._started_s
         return {
             "cpu_s": cpu_s,
             "cpu_ratio": cpu_s / elapsed_s,
             "resident_peak_bytes": int(peak.split()[1]) * 1024,
-            "log": (self.folder / "agent.log").read_text()[-4000:],
+            "log": self._log.read_text()[-4000:],
         }
 
     def kill(self) -> None:
         """End the agent as a crash would."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
+        self._process.kill()
+        self._process.wait()
 
     def __exit__(self, *_: object) -> None:
-        assert self.process is not None
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(timeout=30)
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(timeout=30)
 
 
 def agent_config(lab: Lab, scenario: Scenario, folder: Path) -> str:

@@ -25,7 +25,7 @@ def run(*, rounds: int, quick: bool, swaps: Sequence[str], say: Say) -> Result:
     isolation.check_machine()
     for leftover in sweep():
         say(f"removed {leftover}, left by an earlier bench")
-    variants = {swap: _run_variant(Scenario(swap=swap), rounds, quick, say) for swap in swaps}
+    variants = {swap: _run_variant(Scenario(swap=swap), rounds, say, quick=quick) for swap in swaps}
     main = variants[swaps[0]]
     cost = upkeep.measure_cost(seconds=10.0 if quick else 60.0, say=say)
     restored = upkeep.measure_restore(say=say)
@@ -40,7 +40,7 @@ def run(*, rounds: int, quick: bool, swaps: Sequence[str], say: Say) -> Result:
     return contract.result(
         "isolation",
         rounds,
-        {name: runs for name, runs in main["arms"].items()},
+        main["arms"],
         figures,
         variants={swap: {**variant, "figures": {}} for swap, variant in variants.items()},
         agent_cost=cost,
@@ -49,7 +49,7 @@ def run(*, rounds: int, quick: bool, swaps: Sequence[str], say: Say) -> Result:
     )
 
 
-def _run_variant(scenario: Scenario, rounds: int, quick: bool, say: Say) -> Result:
+def _run_variant(scenario: Scenario, rounds: int, say: Say, *, quick: bool) -> Result:
     scenario = isolation.quick(scenario) if quick else scenario
     say(f"-- swap on {scenario.swap}, limit {scenario.limit_bytes // MIB} MiB, {scenario.periods} periods")
     arms = [ROOMY, KERNEL, MEMSCULPT]

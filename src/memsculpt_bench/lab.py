@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,24 +81,25 @@ class Lab:
         (self.memory_folder(tenant) / name).write_text(unlimited if size_bytes is None else str(size_bytes))
 
     def start(
-        self, tenant: str, command: list[str], *, cpus: set[int] | None = None, **options: object
+        self,
+        tenant: str,
+        command: list[str],
+        *,
+        cpus: set[int] | None = None,
+        stdout: int | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> "subprocess.Popen[str]":
         """Start a program inside a tenant's cgroup, pinned to `cpus`."""
-        entries = [str(folder / "cgroup.procs") for folder in {self.memory_folder(tenant), self.pressure_folder(tenant)}]
+        folders = {self.memory_folder(tenant), self.pressure_folder(tenant)}
 
         def enter() -> None:
-            for entry in entries:
-                with open(entry, "w") as procs:
-                    procs.write("0")
+            for folder in folders:
+                (folder / "cgroup.procs").write_text("0")
             if cpus:
                 os.sched_setaffinity(0, cpus)
 
-        process: subprocess.Popen[str] = subprocess.Popen(  # noqa: S603
-            command,
-            preexec_fn=enter,  # noqa: PLW1509  single-threaded parent
-            text=True,
-            **options,  # type: ignore[call-overload]
-        )
+        # The hook is safe here: the bench has no other thread that could hold a lock while it forks.
+        process = subprocess.Popen(command, preexec_fn=enter, text=True, stdout=stdout, env=env)  # noqa: PLW1509
         self.processes.append(process)
         return process
 
@@ -150,7 +151,7 @@ def remove_cgroup_tree(root: Path) -> None:
         return
     if PREFIX not in root.as_posix():
         raise ValueError(f"{root}: not a lab's cgroup, left alone")
-    for folder in sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True) + [root]:
+    for folder in [*sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True), root]:
 
         def empty(folder: Path = folder) -> bool:
             pids = (folder / "cgroup.procs").read_text().split()
@@ -184,7 +185,7 @@ def sweep() -> list[str]:
 
 
 @contextmanager
-def open_lab(tenants: tuple[str, ...]) -> Iterator[Lab]:
+def open_lab(tenants: tuple[str, ...]) -> Generator[Lab]:
     """Make a lab and take it down again whatever happens."""
     if os.geteuid() != 0:
         raise LabUnavailable("the lab makes cgroups and a swap device: run it as root")
@@ -200,8 +201,8 @@ def open_lab(tenants: tuple[str, ...]) -> Iterator[Lab]:
 
 
 @contextmanager
-def zram_swap(size_bytes: int) -> Iterator[Path]:
-    """A zram device of our own, swapped on; off and removed at the end."""
+def zram_swap(size_bytes: int) -> Generator[Path]:
+    """Swap on a zram device of our own; swap it off and remove the device at the end."""
     control = Path("/sys/class/zram-control")
     if not (control / "hot_add").exists():
         raise LabUnavailable("no zram: the kernel lacks /sys/class/zram-control (modprobe zram)")
@@ -222,8 +223,8 @@ def zram_swap(size_bytes: int) -> Iterator[Path]:
 
 
 @contextmanager
-def file_swap(size_bytes: int, folder: Path) -> Iterator[Path]:
-    """A swap file on disk; off and deleted at the end."""
+def file_swap(size_bytes: int, folder: Path) -> Generator[Path]:
+    """Swap on a file on disk; swap it off and delete the file at the end."""
     path = folder / f"{PREFIX}-{os.getpid()}.swap"
     try:
         with path.open("wb") as file:

@@ -88,4 +88,3 @@ def read_budgets(lab: Lab) -> dict[str, str]:
             if path.exists():
                 texts[f"{tenant}/{name}"] = path.read_text()
     return texts
-

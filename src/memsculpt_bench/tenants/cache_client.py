@@ -13,6 +13,7 @@ import json
 import socket
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,8 @@ def key_sequence(keys: int, length: int, skew: float, seed: int) -> npt.NDArray[
     rng = np.random.default_rng(seed)
     weights = 1.0 / np.arange(1, keys + 1, dtype=np.float64) ** skew
     cumulative = np.cumsum(weights)
-    ranks = np.searchsorted(cumulative, rng.random(length) * cumulative[-1])
+    drawn: npt.NDArray[np.float64] = rng.random(length) * cumulative[-1]
+    ranks: npt.NDArray[np.int64] = np.searchsorted(cumulative, drawn)
     return rng.permutation(keys)[ranks]
 
 
@@ -107,7 +109,7 @@ def summarise(log: Log, windows: list[tuple[str, float, float]], bin_s: float) -
     edges = np.arange(sent_s[0], sent_s[-1] + bin_s, bin_s)
     cuts = np.searchsorted(sent_s, edges)
     bins: list[list[float]] = []
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in pairwise(cuts):
         if stop > start:
             p50, p99, p999 = np.percentile(latency_us[start:stop], [50, 99, 99.9])
             bins.append([float(sent_s[start]), p50, p99, p999, float(latency_us[start:stop].max())])
