@@ -73,7 +73,7 @@ def choose(
     placed = placement.place(now, planner, observation)
     if holds_still:
         brought = replace(brought, actions=(), protections=planner.protections)
-        placed = placement.Placed(moved_before=planner.moved)
+        placed = placement.Placed(placed=planner.placed)
     pending = () if holds_still else planner.pending
     actions: tuple[Action, ...] = (
         *taken.actions,
@@ -91,7 +91,7 @@ def choose(
         resting_until_s=budgets.resting_until_s,
         guarantees=budgets.guarantees,
         protections=brought.protections,
-        moved=placed.moved_before,
+        placed=placed.placed,
         pending=planner.pending if holds_still else (),
     )
     held_back = (*_backoff(corrections, now), *taken.held_back, *budgets.held_back, *brought.held_back)

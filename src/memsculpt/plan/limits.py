@@ -178,18 +178,22 @@ def _target_bytes(
     """Return the limit that each cgroup should have now, on its way to its size."""
     workloads = now.workloads
     towards = _towards_size(now, each, growth, leaving_bytes)
+    # Memory that is free is free for whoever wakes or grows before the next tick: a limit in between half
+    # and all of the free room is as good as another, and stays. When there is none, the size decides.
+    expected = int(growth.by_partition_bytes.sum())
+    free = max(now.planned_bytes - int(now.held_bytes.sum()) + leaving_bytes - expected, 0)
+    target = np.maximum(towards, np.clip(each.now_bytes, each.held_bytes + free // 2, each.held_bytes + free))
     # Page cache that nobody needs room for may stay.
     use = each.held_bytes if growth.shortage_bytes > 0 else each.used_bytes
     comfort = np.ceil(use * _COMFORT_RATIO).astype(np.int64) + now.page_bytes
     growing = np.ceil(workloads.growth_bytes_per_s * 2.0 * settings.interval_s).astype(np.int64)
-    target = np.maximum(np.maximum(towards, comfort), each.held_bytes + now.sum_by_cgroup(growing))
+    target = np.maximum(np.maximum(target, comfort), each.held_bytes + now.sum_by_cgroup(growing))
     if planner.abilities.protects_by == "soft":
         known = np.maximum(workloads.peak_bytes, workloads.working_set_bytes)
         target = np.maximum(target, np.ceil(now.sum_by_cgroup(known) * _SAFE_PEAK_RATIO).astype(np.int64))
-        unknown = (now.sum_by_cgroup((~workloads.is_settled).astype(np.int64)) > 0) | (
-            now.sum_by_cgroup(np.ones(len(workloads.ids), np.int64)) == 0
-        )
-        target = np.where(unknown, UNLIMITED_BYTES, target)
+    # Of what starts, or has no past yet, nobody knows how far it goes: only its ceiling binds it.
+    unknown = now.sum_by_cgroup((~workloads.is_settled).astype(np.int64)) > 0
+    target = np.where(unknown, UNLIMITED_BYTES, target)
     target = np.minimum(target, each.ceiling_bytes)
     target = np.where(each.is_fixed, each.size_bytes, target)
     above_least = np.ceil(each.least_bytes / NEAR_RATIO).astype(np.int64) + now.page_bytes

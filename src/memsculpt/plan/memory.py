@@ -10,7 +10,7 @@ from memsculpt.domain.plan import PageIn, PageOut, Reclaim
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Settings
 from memsculpt.domain.workload import Instance
-from memsculpt.plan.state import LeftBehind, PlannerState, Protection, Reservation
+from memsculpt.plan.state import Moved, PlannerState, Protection, Reservation
 
 _MAX_TICKS = 2.0  # budgets that were not used add up for so many ticks, then they are lost
 _RESERVATION_GRACE_S = 60.0  # use that has not caught up so long after `within` is not coming
@@ -37,12 +37,7 @@ def refreshed(planner: PlannerState, observation: Observation, profiles: Profile
             if followed is not None
         },
         reservations=tuple(each for each in planner.reservations if _still_reserved(each, observation, now_s)),
-        left_behind=tuple(
-            shrunk
-            for each in planner.left_behind
-            for shrunk in (_shrunk(each, observation),)
-            if shrunk.charged_bytes > 0
-        ),
+        moves=tuple(_shrunk(each, observation) for each in planner.moves if process_rows(each.processes, observation)),
     )
 
 
@@ -111,7 +106,7 @@ def _resident_bytes(rows: list[int], observation: Observation) -> int:
     return int((seen.anon_bytes + seen.file_bytes + seen.shmem_bytes)[rows].sum())
 
 
-def _shrunk(left: LeftBehind, observation: Observation) -> LeftBehind:
+def _shrunk(left: Moved, observation: Observation) -> Moved:
     """Bound what stays charged by what can still be.
 
     That is neither more than the old cgroup is charged beyond its own workloads, nor more than the moved

@@ -8,8 +8,10 @@ the newsvendor's solution with a shared budget (Hadley & Whitin 1963, ch. 6; λ 
 memory). λ is found by bisection over whole pages and the neighbouring floating-point numbers, so the
 result is exact, and the same for any order of the partitions.
 
-Levels 0 and 1 are knots too: Q(0) is what the partition has anyway, Q(1) its ceiling. Beyond the highest
-forecast quantile spare capacity is thereby shared as room, and nothing is left idle.
+Level 0 is a knot too: Q(0) is what the partition has anyway. Beyond the highest knot demand has a tail that
+thins out exponentially, up to the ceiling: each further `tail_bytes` is half as likely. So spare capacity is
+shared as room above all that is forecast, by size and (only logarithmically) by weight, and none is left
+idle. A tail that is linear up to the ceiling would give all of it to the highest weight (decision 0015).
 """
 
 from dataclasses import dataclass
@@ -18,20 +20,18 @@ import numpy as np
 
 from memsculpt.domain.arrays import Float64, Int64, freeze_columns
 
-# Below λ = w * 2^-60 the level 1 - λ/w is 1 in double precision: nothing more can be told apart.
-_SMALLEST_RATIO = 2.0**-60
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Demand:
     """What each partition may come to need; columns of shape (n_partitions,).
 
     `knots_bytes` has shape (n_partitions, n_levels) and does not fall along `levels`, which rise from 0
-    to 1. A fixed partition has `guarantee == floor == ceiling`. Raises ValueError when that does not hold.
+    to below 1. A fixed partition has `guarantee == floor == ceiling`. Raises ValueError for wrong levels.
     """
 
     levels: Float64
     knots_bytes: Float64
+    tail_bytes: Float64  # above 0; beyond the last knot, the demand that is half as likely
     guarantee_bytes: Int64
     floor_bytes: Int64  # at least the guarantee; given up before a guarantee is
     ceiling_bytes: Int64
@@ -42,12 +42,11 @@ class Demand:
         rows = len(self.weights)
         freeze_columns(self, ("levels",), self.levels.shape)
         freeze_columns(self, ("knots_bytes",), (rows, len(self.levels)))
-        columns = ("guarantee_bytes", "floor_bytes", "ceiling_bytes", "weights", "giving_order")
+        columns = ("tail_bytes", "guarantee_bytes", "floor_bytes", "ceiling_bytes", "weights", "giving_order")
         freeze_columns(self, columns, (rows,))
-        if len(self.levels) < 2 or self.levels[0] != 0.0 or self.levels[-1] != 1.0:
-            raise ValueError(f"Demand: levels must rise from 0 to 1, got {self.levels}")
-        if bool((np.diff(self.levels) <= 0.0).any()):
-            raise ValueError(f"Demand: levels must rise, got {self.levels}")
+        is_rising = bool((np.diff(self.levels) > 0.0).all())
+        if len(self.levels) < 2 or self.levels[0] != 0.0 or self.levels[-1] >= 1.0 or not is_rising:
+            raise ValueError(f"Demand: levels must rise from 0 to below 1, got {self.levels}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,9 +100,10 @@ def shortfall(demand: Demand, size_bytes: Int64) -> Float64:
     segment = np.clip((demand.knots_bytes <= size_bytes[:, np.newaxis]).sum(axis=1) - 1, 0, last - 1)
     low, high = demand.knots_bytes[rows, segment], demand.knots_bytes[rows, segment + 1]
     part = np.clip((size_bytes - low) / np.maximum(high - low, 1.0), 0.0, 1.0)
-    part = np.where(high > low, part, np.where(size_bytes >= high, 1.0, 0.0))
     level = demand.levels[segment] + part * (demand.levels[segment + 1] - demand.levels[segment])
-    return np.asarray(1.0 - level, dtype=np.float64)
+    beyond = size_bytes - demand.knots_bytes[:, last]
+    in_tail = (1.0 - demand.levels[last]) * np.exp2(-np.maximum(beyond, 0.0) / demand.tail_bytes)
+    return np.asarray(np.where(beyond >= 0.0, in_tail, 1.0 - level), dtype=np.float64)
 
 
 def _floors_that_fit(demand: Demand, guarantee: Int64, ceiling: Int64, capacity: int, page_bytes: int) -> Int64:
@@ -121,23 +121,28 @@ class _Search:
         knots = demand.knots_bytes / page_bytes
         self.levels = demand.levels
         self.knots, self.slopes = knots, np.diff(knots, axis=1) / np.diff(demand.levels)
+        self.tail, self.tail_from = demand.tail_bytes / page_bytes, demand.weights * (1.0 - demand.levels[-1])
         self.lower, self.ceiling, self.weights = lower, ceiling, demand.weights
 
     def pages(self, multiplier: float) -> Int64:
-        """Return each row's pages at λ; they do not rise with λ, bit for bit (rounding is monotone)."""
-        level = np.clip(1.0 - multiplier / self.weights, 0.0, 1.0)
+        """Return each row's pages at λ; they do not rise with λ, bit for bit (every rounding is monotone)."""
+        level = np.clip(1.0 - multiplier / self.weights, 0.0, self.levels[-1])
         segments = len(self.levels) - 1
         segment = np.minimum(np.searchsorted(self.levels, level, side="right") - 1, segments - 1)
-        flat = np.arange(len(level)) * (segments + 1) + segment
+        rows = np.arange(len(level))
+        flat = rows * (segments + 1) + segment
         knots, slopes = self.knots.ravel(), self.slopes.ravel()
-        wanted = knots[flat] + slopes[flat - np.arange(len(level))] * (level - self.levels[segment])
+        wanted = knots[flat] + slopes[flat - rows] * (level - self.levels[segment])
         # The end of a segment, computed from its start, may miss the next knot by a rounding.
         wanted = np.where(level >= self.levels[segment + 1], knots[flat + 1], np.minimum(wanted, knots[flat + 1]))
+        if bool((multiplier < self.tail_from).any()):
+            wanted = wanted + self.tail * _doublings(self.tail_from / multiplier)
         return np.clip(np.floor(wanted), self.lower, self.ceiling).astype(np.int64)
 
     def keep(self, rows: Int64) -> None:
         """Drop all other rows."""
         self.knots, self.slopes = self.knots[rows], self.slopes[rows]
+        self.tail, self.tail_from = self.tail[rows], self.tail_from[rows]
         self.lower, self.ceiling, self.weights = self.lower[rows], self.ceiling[rows], self.weights[rows]
 
 
@@ -149,13 +154,11 @@ def _bisect(demand: Demand, lower: Int64, ceiling: Int64, capacity: int, page_by
     the search, so most steps look at few rows.
     """
     search = _Search(demand, lower, ceiling, page_bytes)
-    result = search.pages(0.0)
-    if int(result.sum()) <= capacity:
-        return result, 0.0
-    low_bits = _bits(float(demand.weights.min()) * _SMALLEST_RATIO)
-    high_bits = _bits(float(demand.weights.max()))
+    if int(ceiling.sum()) <= capacity:
+        return ceiling, 0.0
+    low_bits, high_bits = 0, _bits(float(demand.weights.max()))  # λ = 0 would be the ceilings
     rows = np.arange(len(lower))
-    at_low, at_high = result.copy(), search.pages(_number(high_bits))
+    at_low, at_high = ceiling, search.pages(_number(high_bits))
     result, room = at_high.copy(), capacity
     while high_bits - low_bits > 1 and int(at_high.sum()) != room:
         middle_bits = (low_bits + high_bits) // 2
@@ -185,6 +188,12 @@ def _give_odd_pages(demand: Demand, result: Int64, rows: Int64, steps: Int64, ro
     ordered = step_of[demand.giving_order]
     before = np.cumsum(ordered) - ordered
     result[demand.giving_order] += np.clip(room - before, 0, ordered)
+
+
+def _doublings(ratio: Float64) -> Float64:
+    """Return log2, linear between powers of two: unlike the library's it never falls where it should rise."""
+    mantissa, exponent = np.frexp(np.maximum(ratio, 1.0))
+    return np.asarray(exponent + 2.0 * mantissa - 2.0, dtype=np.float64)
 
 
 def _bits(number: float) -> int:

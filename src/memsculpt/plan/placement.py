@@ -20,7 +20,7 @@ class Placed:
 
     created: tuple[CreateCgroup, ...] = ()
     moved: tuple[MoveProcess, ...] = ()
-    moved_before: frozenset[Instance] = frozenset()
+    placed: frozenset[Instance] = frozenset()
 
 
 def own_cgroup(partition: str) -> CgroupPath:
@@ -32,7 +32,7 @@ def place(now: Situation, planner: PlannerState, observation: Observation) -> Pl
     """Make what the configuration asks to be made, and move in what matches, each process once."""
     wanting = {partition.name for partition in now.partitions.source if partition.create}
     if not wanting or not planner.abilities.groups:
-        return Placed(moved_before=planner.moved)
+        return Placed(placed=planner.placed)
     existing = {state.partition for state in now.cgroups.states}
     created = tuple(
         CreateCgroup(
@@ -45,7 +45,7 @@ def place(now: Situation, planner: PlannerState, observation: Observation) -> Pl
     processes = observation.processes
     alive = {_instance(observation, row): row for row in range(len(processes.pids))}
     moved: list[MoveProcess] = []
-    for instance in sorted(alive.keys() - planner.moved):
+    for instance in sorted(alive.keys() - planner.placed):
         row = alive[instance]
         workload = int(processes.workload_index[row])
         name = observation.workloads.partitions[workload]
@@ -54,8 +54,8 @@ def place(now: Situation, planner: PlannerState, observation: Observation) -> Pl
         action = move(observation, row, name, own_cgroup(name), "its partition has a cgroup of its own")
         if action is not None:
             moved.append(action)
-    before = planner.moved.intersection(alive).union(action.process for action in moved)
-    return Placed(created=created, moved=tuple(moved), moved_before=frozenset(before))
+    before = planner.placed.intersection(alive).union(action.process for action in moved)
+    return Placed(created=created, moved=tuple(moved), placed=frozenset(before))
 
 
 def move(observation: Observation, row: int, partition: str, cgroup: CgroupPath, why: str) -> MoveProcess | None:

@@ -24,7 +24,7 @@ from memsculpt.plan import limits, memory, placement, reclaim
 from memsculpt.plan.decide import Outlook, look_ahead
 from memsculpt.plan.reclaim import Taken
 from memsculpt.plan.situation import level_column
-from memsculpt.plan.state import LeftBehind, PlannerState, Reservation
+from memsculpt.plan.state import Moved, PlannerState, Reservation
 
 _MOST_TRIED = 8  # partitions with the most room that are tried for a move
 
@@ -275,22 +275,23 @@ def _remembering(asked: _Asked, grant: Grant | None = None, left: str | None = N
     planner = replace(planner, reservations=(*others, asked.reserved()))
     if grant is None or grant.partition is None:
         return planner
-    behind: dict[CgroupPath, int] = {}
+    behind: dict[tuple[CgroupPath, CgroupPath], int] = {}
     for action in grant.actions:
         if isinstance(action, MoveProcess):
-            behind[action.from_cgroup] = behind.get(action.from_cgroup, 0) + action.charged_bytes
+            way = (action.from_cgroup, action.to_cgroup)
+            behind[way] = behind.get(way, 0) + action.charged_bytes
     stays = tuple(
-        LeftBehind(
+        Moved(
             processes=asked.processes,
             from_partition=left,
             from_cgroup=cgroup,
             to_partition=grant.partition,
+            to_cgroup=to_cgroup,
             charged_bytes=charged,
-            began_at_s=asked.request.asked_at_s,
         )
-        for cgroup, charged in sorted(behind.items())
+        for (cgroup, to_cgroup), charged in sorted(behind.items())
     )
-    return replace(planner, left_behind=(*planner.left_behind, *stays), pending=(*planner.pending, *grant.actions))
+    return replace(planner, moves=(*planner.moves, *stays), pending=(*planner.pending, *grant.actions))
 
 
 def _granted(asked: _Asked, answer: Answer, partition: str, reason: Reason, actions: tuple[Action, ...] = ()) -> Grant:

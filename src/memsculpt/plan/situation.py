@@ -20,7 +20,7 @@ from memsculpt.domain.outcome import Corrections
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Kind, PartitionSettings, Settings
 from memsculpt.domain.workload import WorkloadId
-from memsculpt.plan.memory import reserved_row
+from memsculpt.plan.memory import process_rows, reserved_row
 from memsculpt.plan.partitions import Demand
 from memsculpt.plan.state import PartitionColumns, PlannerState
 
@@ -30,6 +30,9 @@ _Scalar = TypeVar("_Scalar", np.int64, np.float64, np.bool_)
 # lower lets one phase in ten begin with faults that could have been spared.
 NEED_LEVEL = 0.9
 MEDIAN_LEVEL = 0.5
+# Needing a sixteenth more than ever before is taken to be half as likely; a little more for who is small.
+_TAIL_OWN_PART = 16.0
+_TAIL_EVEN_PART = 32.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -112,7 +115,7 @@ def look(
     corrections: Corrections,
     settings: Settings,
 ) -> Situation:
-    """Join what is known; `planner` has been brought up to date for this tick (reservations, left-behind)."""
+    """Join what is known; `planner` has been brought up to date for this tick (reservations, moves)."""
     memory = observation.memory
     partitions = partition_columns(planner, settings)
     cgroups = _cgroup_columns(observation, partitions)
@@ -157,21 +160,22 @@ def demand_of(now: Situation) -> Demand:
 
     A partition's quantile is the sum of its workloads' quantiles: right when they peak together, and an
     upper bound at the high levels otherwise (docs/methods/planning.md says why that side is chosen). Above
-    the highest forecast level come the highest need ever seen, and the ceiling at level 1.
+    the highest forecast level comes the most that was ever needed, and beyond it a tail.
     """
-    count = len(now.partitions.names)
-    top = now.levels[-1]
-    levels = np.array([0.0, *now.levels, (1.0 + top) / 2.0, 1.0])
+    count, top = len(now.partitions.names), now.levels[-1]
+    levels = np.array([0.0, *now.levels, (1.0 + top) / 2.0])
     knots = np.empty((count, len(levels)))
     knots[:, 0] = now.lower_bytes
     for column in range(len(now.levels)):
         knots[:, column + 1] = now.sum_by_partition(now.workloads.quantiles_bytes[:, column])
-    knots[:, -2] = now.sum_by_partition(now.workloads.peak_bytes)
-    knots[:, 1:-1] += now.charge_shift_bytes[:, np.newaxis]
-    knots[:, -1] = now.ceiling_bytes
+    knots[:, -1] = now.sum_by_partition(now.workloads.peak_bytes)
+    knots[:, 1:] += now.charge_shift_bytes[:, np.newaxis]
+    knots = np.maximum.accumulate(knots, axis=1)
+    even_part = max(now.capacity_bytes, 1) / (_TAIL_EVEN_PART * max(count, 1))
     return Demand(
         levels=levels,
-        knots_bytes=np.maximum.accumulate(knots, axis=1),
+        knots_bytes=knots,
+        tail_bytes=knots[:, -1] / _TAIL_OWN_PART + even_part,
         guarantee_bytes=np.minimum(now.partitions.guarantee_bytes, now.ceiling_bytes),
         floor_bytes=now.lower_bytes.copy(),
         ceiling_bytes=now.ceiling_bytes.copy(),
@@ -252,13 +256,16 @@ def _workload_columns(
         ],
         axis=1,
     )
+    partition_row = _ints(-1 if name is None else partitions.row_of.get(name, -1) for name in seen.partitions)
+    cgroup_row = _cgroup_rows(observation, cgroups)
+    _follow_moves(planner, observation, partitions, cgroups, partition_row, cgroup_row)
     known_peak = np.maximum(
         _taken(forecasts.historic_peak_bytes, forecast, 0), _taken(forecasts.startup_peak_bytes, forecast, 0)
     )
     return WorkloadColumns(
         ids=seen.ids,
-        partition_row=_ints(-1 if name is None else partitions.row_of.get(name, -1) for name in seen.partitions),
-        cgroup_row=_cgroup_rows(observation, cgroups),
+        partition_row=partition_row,
+        cgroup_row=cgroup_row,
         held_bytes=held,
         need_bytes=quantiles[:, level_column(forecasts.levels, NEED_LEVEL)],
         median_bytes=quantiles[:, level_column(forecasts.levels, MEDIAN_LEVEL)],
@@ -318,13 +325,32 @@ def _cgroup_rows(observation: Observation, cgroups: CgroupColumns) -> Int64:
     return _ints(result)
 
 
+def _follow_moves(
+    planner: PlannerState,
+    observation: Observation,
+    partitions: PartitionColumns,
+    cgroups: CgroupColumns,
+    partition_row: Int64,
+    cgroup_row: Int64,
+) -> None:
+    """Count moved workloads where they are now: the rules of the configuration still name where they were."""
+    index = observation.processes.workload_index
+    for moved in planner.moves:
+        alive = process_rows(moved.processes, observation)
+        for row in {int(index[each]) for each in alive}:
+            if int((index == row).sum()) <= sum(int(index[each]) == row for each in alive):
+                partition_row[row] = partitions.row_of.get(moved.to_partition, -1)
+                here = (at for at, state in enumerate(cgroups.states) if state.cgroup == moved.to_cgroup)
+                cgroup_row[row] = next(here, -1)
+
+
 def _charge_shift(planner: PlannerState, partitions: PartitionColumns) -> Int64:
     shift = np.zeros(len(partitions.names), np.int64)
-    for left in planner.left_behind:
-        if left.from_partition is not None and left.from_partition in partitions.row_of:
-            shift[partitions.row_of[left.from_partition]] += left.charged_bytes
-        if left.to_partition in partitions.row_of:
-            shift[partitions.row_of[left.to_partition]] -= left.charged_bytes
+    for moved in planner.moves:
+        if moved.from_partition is not None and moved.from_partition in partitions.row_of:
+            shift[partitions.row_of[moved.from_partition]] += moved.charged_bytes
+        if moved.to_partition in partitions.row_of:
+            shift[partitions.row_of[moved.to_partition]] -= moved.charged_bytes
     return shift
 
 

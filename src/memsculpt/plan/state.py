@@ -40,15 +40,15 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeftBehind:
-    """Memory of moved processes that is still charged to the cgroup they came from."""
+class Moved:
+    """Processes that a grant has moved, for as long as they live; what they had stays charged where it was."""
 
     processes: tuple[Instance, ...]
     from_partition: str | None
     from_cgroup: CgroupPath
     to_partition: str
-    charged_bytes: int
-    began_at_s: float
+    to_cgroup: CgroupPath
+    charged_bytes: int  # still charged to `from_cgroup`; falls to 0 as pages are released or leave
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +89,8 @@ class PlannerState:
     guarantees: Mapping[CgroupPath, Asked] = field(default_factory=dict[CgroupPath, Asked])
     protections: Mapping[WorkloadId, Protection] = field(default_factory=dict[WorkloadId, Protection])
     reservations: tuple[Reservation, ...] = ()
-    left_behind: tuple[LeftBehind, ...] = ()
+    moves: tuple[Moved, ...] = ()
     created: tuple[PartitionSettings, ...] = ()  # partitions made for requests, besides the configured ones
     pending: tuple[Action, ...] = ()  # what grants since the last plan need done: made and moved with the next
-    moved: frozenset[Instance] = frozenset()  # processes that were asked to move into a cgroup of ours
+    placed: frozenset[Instance] = frozenset()  # processes that were asked to move into a cgroup of ours
     columns: PartitionColumns | None = field(default=None, compare=False, repr=False)
