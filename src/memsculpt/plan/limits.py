@@ -151,7 +151,9 @@ def _columns(now: Situation, planner: PlannerState, sizes: Sizes, settings: Sett
         ),
         least_bytes=least,
         is_hurt=is_hurt | (now.host_stall_ratio > settings.plan.pressure_max_ratio),
-        is_resting=np.array([state.cgroup in resting for state in cgroups.states], dtype=np.bool_),
+        is_resting=np.array([state.cgroup in resting for state in cgroups.states], dtype=np.bool_)
+        if resting
+        else np.zeros(len(cgroups.states), np.bool_),
     )
 
 

@@ -20,6 +20,8 @@ import numpy as np
 
 from memsculpt.domain.arrays import Float64, Int64, freeze_columns
 
+_GALLOP = (-4, -16, -64)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Demand:
@@ -118,32 +120,45 @@ class _Search:
     """Pages of the rows whose size is still open between the two ends of the bracket."""
 
     def __init__(self, demand: Demand, lower: Int64, ceiling: Int64, page_bytes: int) -> None:
-        knots = demand.knots_bytes / page_bytes
+        knots = (demand.knots_bytes / page_bytes).T.copy()  # a level's knots side by side
         self.levels = demand.levels
-        self.knots, self.slopes = knots, np.diff(knots, axis=1) / np.diff(demand.levels)
+        self.knots, self.slopes = knots, np.diff(knots, axis=0) / np.diff(demand.levels)[:, np.newaxis]
         self.tail, self.tail_from = demand.tail_bytes / page_bytes, demand.weights * (1.0 - demand.levels[-1])
         self.lower, self.ceiling, self.weights = lower, ceiling, demand.weights
+        self.has_one_weight = bool((demand.weights == demand.weights[0]).all())
 
     def pages(self, multiplier: float) -> Int64:
         """Return each row's pages at λ; they do not rise with λ, bit for bit (every rounding is monotone)."""
-        level = np.clip(1.0 - multiplier / self.weights, 0.0, self.levels[-1])
-        segments = len(self.levels) - 1
-        segment = np.minimum(np.searchsorted(self.levels, level, side="right") - 1, segments - 1)
-        rows = np.arange(len(level))
-        flat = rows * (segments + 1) + segment
-        knots, slopes = self.knots.ravel(), self.slopes.ravel()
-        wanted = knots[flat] + slopes[flat - rows] * (level - self.levels[segment])
-        # The end of a segment, computed from its start, may miss the next knot by a rounding.
-        wanted = np.where(level >= self.levels[segment + 1], knots[flat + 1], np.minimum(wanted, knots[flat + 1]))
+        wanted = self._at_one_level(multiplier) if self.has_one_weight else self._at_levels(multiplier)
         if bool((multiplier < self.tail_from).any()):
             wanted = wanted + self.tail * _doublings(self.tail_from / multiplier)
-        return np.clip(np.floor(wanted), self.lower, self.ceiling).astype(np.int64)
+        return np.minimum(np.maximum(np.floor(wanted), self.lower), self.ceiling).astype(np.int64)
 
     def keep(self, rows: Int64) -> None:
         """Drop all other rows."""
-        self.knots, self.slopes = self.knots[rows], self.slopes[rows]
+        self.knots, self.slopes = self.knots[:, rows], self.slopes[:, rows]
         self.tail, self.tail_from = self.tail[rows], self.tail_from[rows]
         self.lower, self.ceiling, self.weights = self.lower[rows], self.ceiling[rows], self.weights[rows]
+
+    def _at_levels(self, multiplier: float) -> Float64:
+        level = np.minimum(np.maximum(1.0 - multiplier / self.weights, 0.0), self.levels[-1])
+        count = len(level)
+        segment = np.minimum(np.searchsorted(self.levels, level, side="right") - 1, len(self.levels) - 2)
+        flat = segment * count + np.arange(count)
+        knots, after = self.knots.ravel()[flat], self.knots.ravel()[flat + count]
+        wanted = knots + self.slopes.ravel()[flat] * (level - self.levels[segment])
+        # The end of a segment, computed from its start, may miss the next knot by a rounding.
+        return np.where(level >= self.levels[segment + 1], after, np.minimum(wanted, after))
+
+    def _at_one_level(self, multiplier: float) -> Float64:
+        # The same, where all weights are the same: several times faster without a gather per row.
+        level = min(max(1.0 - multiplier / float(self.weights[0]), 0.0), float(self.levels[-1]))
+        segment = min(int(np.searchsorted(self.levels, level, side="right")) - 1, len(self.levels) - 2)
+        after = self.knots[segment + 1]
+        if level >= float(self.levels[segment + 1]):
+            return after
+        wanted = self.knots[segment] + self.slopes[segment] * (level - float(self.levels[segment]))
+        return np.minimum(wanted, after)
 
 
 def _bisect(demand: Demand, lower: Int64, ceiling: Int64, capacity: int, page_bytes: int) -> tuple[Int64, float]:
@@ -156,9 +171,15 @@ def _bisect(demand: Demand, lower: Int64, ceiling: Int64, capacity: int, page_by
     search = _Search(demand, lower, ceiling, page_bytes)
     if int(ceiling.sum()) <= capacity:
         return ceiling, 0.0
-    low_bits, high_bits = 0, _bits(float(demand.weights.max()))  # λ = 0 would be the ceilings
-    rows = np.arange(len(lower))
-    at_low, at_high = ceiling, search.pages(_number(high_bits))
+    rows, most = np.arange(len(lower)), float(demand.weights.max())
+    low_bits, high_bits = 0, _bits(most)  # λ = 0 would be the ceilings
+    at_low, at_high = ceiling, search.pages(most)
+    for exponent in _GALLOP:  # λ is rarely tiny: look from above before halving
+        at_middle = search.pages(most * 2.0**exponent)
+        if int(at_middle.sum()) > capacity:
+            low_bits, at_low = _bits(most * 2.0**exponent), at_middle
+            break
+        high_bits, at_high = _bits(most * 2.0**exponent), at_middle
     result, room = at_high.copy(), capacity
     while high_bits - low_bits > 1 and int(at_high.sum()) != room:
         middle_bits = (low_bits + high_bits) // 2

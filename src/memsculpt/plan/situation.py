@@ -212,14 +212,22 @@ def _most_bytes(partition: PartitionSettings) -> int:
 
 
 def _cgroup_columns(observation: Observation, partitions: PartitionColumns) -> CgroupColumns:
-    states = tuple(state for state in observation.cgroups if state.partition in partitions.row_of)
+    row_of = partitions.row_of
+    states = tuple(state for state in observation.cgroups if state.partition in row_of)
+    table = np.array(
+        [
+            (row_of[each.partition], each.used_bytes, each.limit_bytes, each.hard_limit_bytes, each.guarantee_bytes)
+            for each in states
+        ],
+        dtype=np.int64,
+    ).reshape(len(states), 5)
     return CgroupColumns(
         states=states,
-        partition_row=_ints(partitions.row_of[state.partition] for state in states),
-        used_bytes=_ints(state.used_bytes for state in states),
-        limit_bytes=_ints(state.limit_bytes for state in states),
-        hard_limit_bytes=_ints(state.hard_limit_bytes for state in states),
-        guarantee_bytes=_ints(state.guarantee_bytes for state in states),
+        partition_row=table[:, 0].copy(),
+        used_bytes=table[:, 1].copy(),
+        limit_bytes=table[:, 2].copy(),
+        hard_limit_bytes=table[:, 3].copy(),
+        guarantee_bytes=table[:, 4].copy(),
     )
 
 
@@ -250,13 +258,10 @@ def _workload_columns(
     act = level_column(forecasts.horizons_s, settings.forecast.act_horizon_s)
     quantiles = _quantiles(forecasts, forecast, act, headroom, floor)
     later = np.stack(
-        [
-            _quantiles(forecasts, forecast, column, headroom, floor)[:, level_column(forecasts.levels, NEED_LEVEL)]
-            for column in range(len(forecasts.horizons_s))
-        ],
+        [_at_need_level(forecasts, forecast, column, headroom, floor) for column in range(len(forecasts.horizons_s))],
         axis=1,
     )
-    partition_row = _ints(-1 if name is None else partitions.row_of.get(name, -1) for name in seen.partitions)
+    partition_row = _ints([partitions.row_of.get(name or "", -1) for name in seen.partitions])
     cgroup_row = _cgroup_rows(observation, cgroups)
     _follow_moves(planner, observation, partitions, cgroups, partition_row, cgroup_row)
     known_peak = np.maximum(
@@ -294,11 +299,22 @@ def _quantiles(forecasts: Forecasts, rows: Int64, horizon: int, headroom: Float6
     """Return whole bytes, shape (n_workloads, n_levels): spread corrected, not falling, at least `floor`."""
     known = np.zeros((len(rows), len(forecasts.levels)))
     known[rows >= 0] = forecasts.quantiles_bytes[rows[rows >= 0], horizon]
-    known = np.where(np.isfinite(known), known, 0.0)
+    known[~np.isfinite(known)] = 0.0
     median = known[:, level_column(forecasts.levels, MEDIAN_LEVEL), np.newaxis]
     known = np.where(known > median, median + headroom[:, np.newaxis] * (known - median), known)
     known = np.maximum(np.maximum.accumulate(known, axis=1), floor[:, np.newaxis])
     return np.ceil(known).astype(np.int64)
+
+
+def _at_need_level(forecasts: Forecasts, rows: Int64, horizon: int, headroom: Float64, floor: Int64) -> Int64:
+    """Return the column of `_quantiles` that belongs to NEED_LEVEL, without making the others."""
+    columns = [level_column(forecasts.levels, level) for level in (MEDIAN_LEVEL, NEED_LEVEL)]
+    known = np.zeros((2, len(rows)))
+    for at, column in enumerate(columns):
+        known[at, rows >= 0] = forecasts.quantiles_bytes[rows[rows >= 0], horizon, column]
+    known[~np.isfinite(known)] = 0.0
+    spread = np.maximum(known[1] - known[0], 0.0)
+    return np.ceil(np.maximum(known[0] + headroom * spread, floor)).astype(np.int64)
 
 
 def _unneeded_s(held: Int64, later: Int64, horizons_s: Sequence[float]) -> Float64:
@@ -310,18 +326,22 @@ def _unneeded_s(held: Int64, later: Int64, horizons_s: Sequence[float]) -> Float
 
 def _cgroup_rows(observation: Observation, cgroups: CgroupColumns) -> Int64:
     """Find the cgroup that each workload is charged to: its own, the nearest above, or its partition's only one."""
-    row_of: dict[str, int] = {state.cgroup: row for row, state in enumerate(cgroups.states)}
+    workloads = observation.workloads
+    row_of: dict[str | None, int] = {state.cgroup: row for row, state in enumerate(cgroups.states)}
+    result = [row_of.get(cgroup, -1) for cgroup in workloads.cgroups]
+    missing = [row for row, found in enumerate(result) if found < 0]
+    if not missing:
+        return _ints(result)
     only: dict[str, int] = {}
     for row, state in enumerate(cgroups.states):
         only[state.partition] = -1 if state.partition in only else row
-    result: list[int] = []
-    for name, cgroup in zip(observation.workloads.partitions, observation.workloads.cgroups, strict=True):
-        path = "" if cgroup is None else str(cgroup)
-        found = row_of.get(path, -1) if path else -1
-        while found < 0 and "/" in path:
+    for row in missing:
+        name, path = workloads.partitions[row], str(workloads.cgroups[row] or "")
+        above = -1
+        while above < 0 and "/" in path:
             path = path.rpartition("/")[0]
-            found = row_of.get(path, -1)
-        result.append(only.get(name, -1) if found < 0 and name is not None else found)
+            above = row_of.get(path, -1)
+        result[row] = only.get(name, -1) if above < 0 and name is not None else above
     return _ints(result)
 
 
@@ -388,4 +408,4 @@ def _sum_by(rows: Int64, column: Int64, count: int) -> Int64:
 
 
 def _ints(values: Iterable[int]) -> Int64:
-    return np.fromiter(values, dtype=np.int64)
+    return np.array(list(values), dtype=np.int64)
