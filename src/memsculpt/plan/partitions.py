@@ -120,18 +120,19 @@ class _Search:
     """Pages of the rows whose size is still open between the two ends of the bracket."""
 
     def __init__(self, demand: Demand, lower: Int64, ceiling: Int64, page_bytes: int) -> None:
-        knots = (demand.knots_bytes / page_bytes).T.copy()  # a level's knots side by side
+        knots = np.maximum(demand.knots_bytes.T / page_bytes, lower)  # a level's knots side by side
+        knots[0] = lower  # so the floors are what λ = the highest weight leaves, whatever level 0 was said to be
         self.levels = demand.levels
         self.knots, self.slopes = knots, np.diff(knots, axis=0) / np.diff(demand.levels)[:, np.newaxis]
-        self.tail, self.tail_from = demand.tail_bytes / page_bytes, demand.weights * (1.0 - demand.levels[-1])
+        # The tail begins at λ = w (1 - last level), and grows with each halving of λ from there.
+        self.tail, self.tail_from = demand.tail_bytes / page_bytes, _log2(demand.weights * (1.0 - demand.levels[-1]))
         self.lower, self.ceiling, self.weights = lower, ceiling, demand.weights
         self.has_one_weight = bool((demand.weights == demand.weights[0]).all())
 
     def pages(self, multiplier: float) -> Int64:
         """Return each row's pages at λ; they do not rise with λ, bit for bit (every rounding is monotone)."""
         wanted = self._at_one_level(multiplier) if self.has_one_weight else self._at_levels(multiplier)
-        if bool((multiplier < self.tail_from).any()):
-            wanted = wanted + self.tail * _doublings(self.tail_from / multiplier)
+        wanted = wanted + self.tail * np.maximum(self.tail_from - _log2(np.float64(multiplier)), 0.0)
         return np.minimum(np.maximum(np.floor(wanted), self.lower), self.ceiling).astype(np.int64)
 
     def keep(self, rows: Int64) -> None:
@@ -211,9 +212,9 @@ def _give_odd_pages(demand: Demand, result: Int64, rows: Int64, steps: Int64, ro
     result[demand.giving_order] += np.clip(room - before, 0, ordered)
 
 
-def _doublings(ratio: Float64) -> Float64:
+def _log2(number: Float64 | np.float64) -> Float64:
     """Return log2, linear between powers of two: unlike the library's it never falls where it should rise."""
-    mantissa, exponent = np.frexp(np.maximum(ratio, 1.0))
+    mantissa, exponent = np.frexp(number)
     return np.asarray(exponent + 2.0 * mantissa - 2.0, dtype=np.float64)
 
 

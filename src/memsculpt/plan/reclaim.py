@@ -182,7 +182,8 @@ def _refused_left_out(
     is_protected = np.array([each in planner.protections for each in columns.ids], dtype=np.bool_)
     stalls = (columns.stall_ratio > settings.plan.pressure_max_ratio) | columns.was_hurt
     rests = columns.refused_until_s > now.now_s
-    for row in np.flatnonzero((is_protected | stalls | rests) & (available >= settings.plan.min_move_bytes)):
+    spared = np.flatnonzero((is_protected | stalls | rests) & (available >= settings.plan.min_move_bytes))
+    for row in sorted(spared, key=lambda row: columns.ids[row]):
         figures = {"available_bytes": float(available[row])}
         if stalls[row]:
             code, text = "stalled", "it stalls on memory {stall_ratio} of the time: nothing is taken"
