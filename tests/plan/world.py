@@ -157,9 +157,8 @@ class World:
 
     def processes(self) -> Processes:
         owner = [row for row, each in enumerate(self.tenants) for _ in range(each.process_count)]
-        # Pids follow the names, so that a shuffled world is the same world.
-        ordered = sorted(range(len(self.tenants)), key=lambda row: self.tenants[row].name)
-        first = {row: 100 + 50 * place for place, row in enumerate(ordered)}
+        # Pids follow the names, so that a shuffled world is the same world and a pid is never another's.
+        first = [100 + 10 * int.from_bytes(each.name[-5:].encode().rjust(5), "big") for each in self.tenants]
         pids = [first[row] + owner[:at].count(row) for at, row in enumerate(owner)]
         per = [self.tenants[row].process_count for row in owner]
         count = len(owner)

@@ -4,7 +4,7 @@
 Squeezing is what peers have caused outages with: a memory.high below what can be reclaimed froze services
 for 90 minutes. So a limit follows the use down, it never pushes; it stays above what cannot be reclaimed;
 and where use has come up to it (a *squeeze*), it is lifted at once when the workload stalls, and after
-`squeeze_max_s` unless it is still justified. On cgroup v1 a process that touches its pages at random under
+`squeeze_max_s` at the latest. On cgroup v1 a process that touches its pages at random under
 a tight limit is OOM-killed although swap is free (measured), so there a limit also keeps clear of
 everything that the workload is known to have needed.
 """
@@ -75,7 +75,7 @@ def set_budgets(
     if not now.cgroups.states or not planner.abilities.limits:
         return _nothing(now, planner)
     each = _columns(now, planner, sizes, settings)
-    lifted, squeezes, resting, renewed = _lift_or_renew(now, planner, each, growth, settings)
+    lifted, squeezes, resting = _squeezes(now, planner, each, settings)
     target = _target_bytes(now, planner, each, growth, leaving_bytes, settings)
     if holds_still:
         target = each.now_bytes.copy()
@@ -84,17 +84,15 @@ def set_budgets(
     lowered: list[SetLimit] = []
     raised: list[SetLimit] = []
     planned = each.now_bytes.copy()
-    for row in map(int, np.flatnonzero(is_changed | lifted | renewed)):
+    for row in map(int, np.flatnonzero(is_changed | lifted)):
         path = now.cgroups.states[row].cgroup
         if lifted[row]:
             action = _lift(now, each, row, squeezes.pop(path, None))
             resting[path] = now.now_s + settings.plan.squeeze_max_s
-        elif is_changed[row]:
+        else:
             action = _change(now, each, sizes, row, int(target[row]), settings)
             if action.lift_at_s is not None:
                 squeezes[path] = Squeeze(limit_bytes=action.to_bytes, began_at_s=now.now_s, lift_at_s=action.lift_at_s)
-        else:
-            action = _renew(now, each, row, squeezes[path])
         planned[row] = action.to_bytes
         (lowered if action.to_bytes < action.from_bytes else raised).append(action)
     promised, guarantees = _promise(now, planner, settings)
@@ -135,7 +133,7 @@ def _columns(now: Situation, planner: PlannerState, sizes: Sizes, settings: Sett
     least = np.maximum(least, _split(now, now.lower_bytes, need))
     stalls = (workloads.stall_ratio > settings.plan.pressure_max_ratio) | workloads.was_hurt
     is_hurt = now.sum_by_cgroup(stalls.astype(np.int64)) > 0
-    resting = planner.resting_until_s
+    resting = {path for path, until_s in planner.resting_until_s.items() if until_s > now.now_s}
     return _Cgroups(
         partition=partition,
         is_fixed=is_fixed,
@@ -248,13 +246,14 @@ def _is_worth(now: Situation, each: _Cgroups, target: Int64, settings: Settings)
     return np.asarray((change > 0) & (worth | exact | (is_felt & (target > each.now_bytes))), dtype=np.bool_)
 
 
-def _lift_or_renew(
-    now: Situation, planner: PlannerState, each: _Cgroups, growth: Growth, settings: Settings
-) -> tuple[Bool, dict[CgroupPath, Squeeze], dict[CgroupPath, float], Bool]:
-    """Follow the squeezes: which limits are lifted now, which are renewed, and what is remembered.
+def _squeezes(
+    now: Situation, planner: PlannerState, each: _Cgroups, settings: Settings
+) -> tuple[Bool, dict[CgroupPath, Squeeze], dict[CgroupPath, float]]:
+    """Follow the squeezes: which limits are lifted now, which are felt, and which rest after a lift.
 
     A limit at the ceiling (or a fixed size) that use has grown into is what the configuration asks for, and
-    no squeeze; a limit below what is held is one wherever it lies.
+    no squeeze; a limit below what is held is one wherever it lies. Nothing is ever renewed: a limit that is
+    felt moves up with the use, a little per tick, and that is a new one.
     """
     states = now.cgroups.states
     resting = {path: until_s for path, until_s in planner.resting_until_s.items() if until_s > now.now_s}
@@ -262,22 +261,16 @@ def _lift_or_renew(
     is_over = each.held_bytes > each.now_bytes
     is_felt = (each.held_bytes >= NEAR_RATIO * each.now_bytes) & ((each.now_bytes < most) | is_over)
     lifted = np.zeros(len(states), np.bool_)
-    renewed = np.zeros(len(states), np.bool_)
     squeezes: dict[CgroupPath, Squeeze] = {}
-    for row in np.flatnonzero(is_felt):
+    for row in map(int, np.flatnonzero(is_felt)):
         path, limit = states[row].cgroup, int(each.now_bytes[row])
-        lift_at_s = now.now_s + settings.plan.squeeze_max_s
         squeeze = planner.squeezes.get(path)
-        if squeeze is None or squeeze.limit_bytes != limit:  # a limit that has moved since is another squeeze
+        if squeeze is None or squeeze.limit_bytes != limit:
+            lift_at_s = now.now_s + settings.plan.squeeze_max_s
             squeeze = Squeeze(limit_bytes=limit, began_at_s=now.now_s, lift_at_s=lift_at_s)
-        is_last_chance = squeeze.lift_at_s - now.now_s < 2.0 * settings.interval_s
-        if each.is_hurt[row] or now.now_s >= squeeze.lift_at_s:
-            lifted[row] = True
-        elif is_last_chance and growth.shortage_bytes > 0 and not is_over[row]:
-            renewed[row] = True
-            squeeze = Squeeze(limit_bytes=limit, began_at_s=squeeze.began_at_s, lift_at_s=lift_at_s)
+        lifted[row] = bool(each.is_hurt[row]) or now.now_s >= squeeze.lift_at_s
         squeezes[path] = squeeze
-    return lifted, squeezes, resting, renewed
+    return lifted, squeezes, resting
 
 
 def _kind(each: _Cgroups, row: int) -> LimitKind:
@@ -299,17 +292,6 @@ def _lift(now: Situation, each: _Cgroups, row: int, squeeze: Squeeze | None) -> 
         text = "it has been squeezed to {limit_bytes} for {squeezed_s}, longer than a squeeze may last: lifted"
         reason = Reason(code="lift-expired", text=text, figures=figures)
     return _set(now, each, row, to_bytes, reason)
-
-
-def _renew(now: Situation, each: _Cgroups, row: int, squeeze: Squeeze) -> SetLimit:
-    figures = {
-        "used_bytes": float(each.used_bytes[row]),
-        "limit_bytes": float(each.now_bytes[row]),
-        "squeezed_s": now.now_s - squeeze.began_at_s,
-    }
-    text = "others need the room and it does not stall: it stays squeezed to {limit_bytes}"
-    reason = Reason(code="renew-squeeze", text=text, figures=figures)
-    return _set(now, each, row, int(each.now_bytes[row]), reason, lift_at_s=squeeze.lift_at_s)
 
 
 def _change(now: Situation, each: _Cgroups, sizes: Sizes, row: int, to_bytes: int, settings: Settings) -> SetLimit:

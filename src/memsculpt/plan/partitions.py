@@ -6,7 +6,7 @@ function Q. A missing byte of partition i costs w_i (its priority). The cheapest
 gives x_i = Q_i(1 - λ/w_i), clipped to [guarantee, ceiling], with the one λ for which the sizes sum to C:
 the newsvendor's solution with a shared budget (Hadley & Whitin 1963, ch. 6; λ is the shadow price of
 memory). λ is found by bisection over whole pages and the neighbouring floating-point numbers, so the
-result is exact, and the same for any order of the partitions.
+result is exact to the page, and the same for any order of the partitions.
 
 Level 0 is a knot too: Q(0) is what the partition has anyway. Beyond the highest knot demand has a tail that
 thins out exponentially, up to the ceiling: each further `tail_bytes` is half as likely. So spare capacity is
@@ -64,8 +64,8 @@ class Sizes:
 def divide(demand: Demand, *, capacity_bytes: int, page_bytes: int) -> Sizes:
     """Share the capacity; the sizes sum to it exactly (to a page) unless the ceilings leave some over.
 
-    Guarantees hold in whole pages, as the kernel keeps them. Floors above the guarantee are given up in
-    equal parts when they do not fit. Raises ValueError when the guarantees alone do not fit: the
+    Guarantees hold in whole pages, as the kernel keeps them. Floors above the guarantee are cut to
+    the same number of pages when they do not fit. Raises ValueError when the guarantees alone do not fit: the
     configuration is refused for that, so it cannot happen under load.
     """
     rows = len(demand.weights)
@@ -84,8 +84,12 @@ def divide(demand: Demand, *, capacity_bytes: int, page_bytes: int) -> Sizes:
         raise ValueError(
             f"guarantees of {int(guarantee.sum()) * page_bytes} bytes exceed the capacity of {capacity_bytes} bytes"
         )
-    lower = _floors_that_fit(demand, guarantee, ceiling, capacity, page_bytes)
-    pages, multiplier = _bisect(demand, lower, ceiling, capacity, page_bytes)
+    floor = np.clip(demand.floor_bytes // page_bytes, guarantee, ceiling)
+    if int(floor.sum()) >= capacity:
+        pages = _filled(guarantee, floor, capacity - int(guarantee.sum()), demand.giving_order)
+        multiplier = float(demand.weights.max())
+    else:
+        pages, multiplier = _bisect(demand, floor, ceiling, capacity, page_bytes)
     size_bytes = pages * page_bytes
     return Sizes(
         size_bytes=size_bytes,
@@ -108,12 +112,17 @@ def shortfall(demand: Demand, size_bytes: Int64) -> Float64:
     return np.asarray(np.where(beyond >= 0.0, in_tail, 1.0 - level), dtype=np.float64)
 
 
-def _floors_that_fit(demand: Demand, guarantee: Int64, ceiling: Int64, capacity: int, page_bytes: int) -> Int64:
-    floor = np.clip(demand.floor_bytes // page_bytes, guarantee, ceiling)
-    wanted, room = int(floor.sum() - guarantee.sum()), capacity - int(guarantee.sum())
-    if wanted <= room:
-        return floor
-    return np.asarray(guarantee + (floor - guarantee) * room // wanted, dtype=np.int64)
+def _filled(least: Int64, most: Int64, room: int, order: Int64) -> Int64:
+    """Raise `least` towards `most` by the same number of pages for all, `room` pages in all; the rest in order."""
+    steps = most - least
+    low, high = 0, int(steps.max(initial=0))
+    while low < high:  # the highest common level that fits
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if int(np.minimum(steps, middle).sum()) <= room else (low, middle - 1)
+    result = least + np.minimum(steps, low)
+    over = order[(result < most)[order]][: room - int((result - least).sum())]
+    result[over] += 1
+    return np.asarray(result, dtype=np.int64)
 
 
 class _Search:
@@ -163,7 +172,7 @@ class _Search:
 
 
 def _bisect(demand: Demand, lower: Int64, ceiling: Int64, capacity: int, page_bytes: int) -> tuple[Int64, float]:
-    """Find the smallest λ whose pages fit, and give the odd pages of the step just below it in order.
+    """Find the smallest λ whose pages fit, and share the odd pages of the step just below it.
 
     λ is bisected over the bit patterns of positive doubles, whose order is that of the numbers: after at
     most 62 steps the ends are neighbours. Rows that have the same pages at both ends are settled and leave
@@ -196,20 +205,11 @@ def _bisect(demand: Demand, lower: Int64, ceiling: Int64, capacity: int, page_by
             still = np.flatnonzero(is_open)
             rows, at_low, at_high = rows[still], at_low[still], at_high[still]
             search.keep(still)
+    # Rows that step at the same λ cannot all have their step.
     result[rows] = at_high
-    _give_odd_pages(demand, result, rows, at_low - at_high, room - int(at_high.sum()))
-    return result, _number(high_bits)
-
-
-def _give_odd_pages(demand: Demand, result: Int64, rows: Int64, steps: Int64, room: int) -> None:
-    # Rows that step at the same λ cannot all have their step; the more important, then the first by name.
-    if room <= 0 or len(rows) == 0:
-        return
-    step_of = np.zeros(len(result), np.int64)
-    step_of[rows] = steps
-    ordered = step_of[demand.giving_order]
-    before = np.cumsum(ordered) - ordered
-    result[demand.giving_order] += np.clip(room - before, 0, ordered)
+    step = result.copy()
+    step[rows] = at_low
+    return _filled(result, step, capacity - int(result.sum()), demand.giving_order), _number(high_bits)
 
 
 def _log2(number: Float64 | np.float64) -> Float64:

@@ -6,7 +6,7 @@ order of the rows. *Held* is what a workload has in memory without the page cach
 *need* is the forecast of its peak at the planner's level, over the horizon that its actions take.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -194,9 +194,9 @@ def partition_columns(planner: PlannerState, settings: Settings) -> PartitionCol
         source=source,
         names=tuple(partition.name for partition in source),
         row_of={partition.name: row for row, partition in enumerate(source)},
-        guarantee_bytes=_ints(_least_bytes(partition) for partition in source),
-        ceiling_bytes=_ints(_most_bytes(partition) for partition in source),
-        promised_bytes=_ints(partition.guarantee_bytes for partition in source),
+        guarantee_bytes=_ints([_least_bytes(partition) for partition in source]),
+        ceiling_bytes=_ints([_most_bytes(partition) for partition in source]),
+        promised_bytes=_ints([partition.guarantee_bytes for partition in source]),
         is_fixed=np.array([partition.kind is Kind.FIXED for partition in source], dtype=np.bool_),
         weights=np.array([partition.priority for partition in source], dtype=np.float64),
         giving_order=_ints(by_weight),
@@ -212,22 +212,18 @@ def _most_bytes(partition: PartitionSettings) -> int:
 
 
 def _cgroup_columns(observation: Observation, partitions: PartitionColumns) -> CgroupColumns:
-    row_of = partitions.row_of
-    states = tuple(state for state in observation.cgroups if state.partition in row_of)
-    table = np.array(
-        [
-            (row_of[each.partition], each.used_bytes, each.limit_bytes, each.hard_limit_bytes, each.guarantee_bytes)
-            for each in states
-        ],
-        dtype=np.int64,
-    ).reshape(len(states), 5)
+    rows = [partitions.row_of.get(state.partition, -1) for state in observation.cgroups]
+    states = observation.cgroups
+    if -1 in rows:
+        states = tuple(state for state, row in zip(states, rows, strict=True) if row >= 0)
+        rows = [row for row in rows if row >= 0]
     return CgroupColumns(
         states=states,
-        partition_row=table[:, 0].copy(),
-        used_bytes=table[:, 1].copy(),
-        limit_bytes=table[:, 2].copy(),
-        hard_limit_bytes=table[:, 3].copy(),
-        guarantee_bytes=table[:, 4].copy(),
+        partition_row=_ints(rows),
+        used_bytes=_ints([state.used_bytes for state in states]),
+        limit_bytes=_ints([state.limit_bytes for state in states]),
+        hard_limit_bytes=_ints([state.hard_limit_bytes for state in states]),
+        guarantee_bytes=_ints([state.guarantee_bytes for state in states]),
     )
 
 
@@ -392,7 +388,7 @@ def _rows_of(ids: tuple[WorkloadId, ...], known: tuple[WorkloadId, ...]) -> Int6
     if ids == known:
         return np.arange(len(ids), dtype=np.int64)
     row_of = {each: row for row, each in enumerate(known)}
-    return _ints(row_of.get(each, -1) for each in ids)
+    return _ints([row_of.get(each, -1) for each in ids])
 
 
 def _taken(column: npt.NDArray[_Scalar], rows: Int64, fill: float) -> npt.NDArray[_Scalar]:
@@ -407,5 +403,5 @@ def _sum_by(rows: Int64, column: Int64, count: int) -> Int64:
     return np.bincount(rows[taken], weights=column[taken].astype(np.float64), minlength=count).astype(np.int64)
 
 
-def _ints(values: Iterable[int]) -> Int64:
-    return np.array(list(values), dtype=np.int64)
+def _ints(values: Sequence[int]) -> Int64:
+    return np.array(values, dtype=np.int64)
