@@ -129,7 +129,8 @@ class _Search:
     """Pages of the rows whose size is still open between the two ends of the bracket."""
 
     def __init__(self, demand: Demand, lower: Int64, ceiling: Int64, page_bytes: int) -> None:
-        knots = np.maximum(demand.knots_bytes.T / page_bytes, lower)  # a level's knots side by side
+        knots = np.ascontiguousarray(demand.knots_bytes.T) / page_bytes  # a level's knots side by side
+        knots = np.maximum(knots, lower)
         knots[0] = lower  # so the floors are what λ = the highest weight leaves, whatever level 0 was said to be
         self.levels = demand.levels
         self.knots, self.slopes = knots, np.diff(knots, axis=0) / np.diff(demand.levels)[:, np.newaxis]
@@ -146,7 +147,7 @@ class _Search:
 
     def keep(self, rows: Int64) -> None:
         """Drop all other rows."""
-        self.knots, self.slopes = self.knots[:, rows], self.slopes[:, rows]
+        self.knots, self.slopes = self.knots.take(rows, axis=1), self.slopes.take(rows, axis=1)
         self.tail, self.tail_from = self.tail[rows], self.tail_from[rows]
         self.lower, self.ceiling, self.weights = self.lower[rows], self.ceiling[rows], self.weights[rows]
 
