@@ -293,3 +293,14 @@ def test_what_a_division_says_is_read_only():
     with pytest.raises(ValueError, match="read-only"):
         plan.division.size_bytes[0] = 1
     assert np.isfinite(plan.division.shortfall_ratio).all()
+
+
+def test_a_process_of_no_workload_is_passed_over():
+    """A process that was read after its workload went (index -1) neither fails the plan nor counts for another."""
+    observation, profiles, *others = between_phases().arguments()
+    processes = observation.processes
+    orphaned = np.where(processes.workload_index == 1, -1, processes.workload_index)
+    orphans = replace(observation, processes=replace(processes, workload_index=orphaned))
+    _, plan = choose(PlannerState(), orphans, profiles, *others)
+
+    assert not of_kind(plan, PageOut)

@@ -98,6 +98,7 @@ def process_rows(processes: tuple[Instance, ...], observation: Observation) -> l
         int(row)
         for process in processes
         for row in np.flatnonzero((seen.pids == process.pid) & (seen.start_ticks == process.start_ticks))
+        if seen.workload_index[row] >= 0
     ]
 
 

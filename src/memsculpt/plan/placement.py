@@ -48,7 +48,7 @@ def place(now: Situation, planner: PlannerState, observation: Observation) -> Pl
     for instance in sorted(alive.keys() - planner.placed):
         row = alive[instance]
         workload = int(processes.workload_index[row])
-        name = observation.workloads.partitions[workload]
+        name = observation.workloads.partitions[workload] if workload >= 0 else None
         if name is None or name not in wanting:
             continue
         action = move(observation, row, name, own_cgroup(name), "its partition has a cgroup of its own")

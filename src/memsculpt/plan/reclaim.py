@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memsculpt.domain.arrays import Float64, Int64
+from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.plan import PageOut, Reason, Reclaim
 from memsculpt.domain.profile import Profiles
@@ -248,12 +248,11 @@ def _ask(
     return actions, asked
 
 
-def _is_movable(
-    observation: Observation, profiles: Profiles, settings: Settings
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _is_movable(observation: Observation, profiles: Profiles, settings: Settings) -> Bool:
     # Hundreds of tiny processes are not worth a call each.
     worth = observation.processes.anon_bytes >= max(settings.plan.min_move_bytes // 16, 1)
-    return np.asarray(worth & (profiles.process_idle_s >= settings.observe.idle_after_s))
+    has_workload = observation.processes.workload_index >= 0
+    return np.asarray(worth & has_workload & (profiles.process_idle_s >= settings.observe.idle_after_s))
 
 
 def _merged(actions: list[PageOut | Reclaim]) -> tuple[PageOut | Reclaim, ...]:
