@@ -23,8 +23,8 @@ class Profiles:
     cold_bytes: Int64
     reclaimable_bytes: Int64
     working_set_bytes: Int64  # the most it needed in its present or last active phase
-    growth_bytes_per_s: Float64  # of resident memory, 0 when falling
-    release_bytes_per_s: Float64  # of resident memory, 0 when growing
+    growth_bytes_per_s: Float64  # of all it has, in memory and swapped: what it allocates; 0 when falling
+    release_bytes_per_s: Float64  # of the same, what it gives back; 0 when growing
     minor_faults_per_s: Float64
     major_faults_per_s: Float64
     refaults_per_s: Float64

@@ -55,7 +55,7 @@ class PartitionSettings:
 class ObserveSettings:
     """How finely the host is read."""
 
-    idle_after_s: float = 1.5  # a process without processor time for so long leaves its pages untouched: cold
+    idle_after_s: float = 0.9  # a process without processor time for so long leaves its pages untouched: cold
     detail_interval_s: float = 10.0  # how often processes outside every partition are read in full
 
 
