@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tick of the flow, and the loop around it. The only file that knows every room; it decides nothing.
+
+    observe -> profile -> forecast -> plan -> act -> learn
+
+Two doors stand open to other threads: `report`, the last tick's results, replaced as a whole, and
+`ask`, which puts a request into the next tick. Whatever fails inside a tick ends that tick, not the
+agent; after `MAX_FAILURES` in a row everything that was changed is undone and the agent only observes.
+"""
+
+import logging
+import os
+import resource
+import threading
+from collections import Counter, deque
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+
+from memsculpt import act, forecast, learn, plan, profile
+from memsculpt.domain.forecast import Forecasts
+from memsculpt.domain.observation import Observation
+from memsculpt.domain.outcome import Applied
+from memsculpt.domain.plan import Abilities, Grant, Plan, Request
+from memsculpt.domain.profile import Profiles
+from memsculpt.domain.report import CapabilityFact, Report, SelfUse
+from memsculpt.domain.settings import Mode, Settings
+from memsculpt.errors import MemsculptError, Refused
+from memsculpt.host.protocol import Host
+
+log = logging.getLogger(__name__)
+
+MAX_FAILURES = 5
+RECENT_COUNT = 256
+EARLY_TICK_GAP_RATIO = 0.25  # of the interval: pressure may call a tick early, but not more often than this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """What one tick came to."""
+
+    number: int
+    observation: Observation
+    profiles: Profiles
+    forecasts: Forecasts
+    plan: Plan
+    applied: tuple[Applied, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    request: Request
+    answer: "Future[Grant]"
+
+
+class Agent:
+    """The flow on one host. Used by one thread, but for `report` and `ask`."""
+
+    def __init__(self, *, host: Host, settings: Settings, journal: act.Journal | None = None) -> None:
+        self._host = host
+        self._settings = settings
+        self._journal = journal
+        self._ids = act.ActionIds()
+        self._profile_state = profile.ProfileState()
+        self._forecaster = forecast.Forecaster()
+        self._planner = plan.PlannerState(abilities=_abilities_of(host))
+        self._learner = learn.Learner()
+        self._corrections = learn.neutral_corrections(())
+        self._asked: deque[_Asked] = deque()
+        self._recent: deque[Applied] = deque(maxlen=RECENT_COUNT)
+        self._counts: Counter[str] = Counter()
+        self._failures_in_a_row = 0
+        self._gave_up = False
+        self._self_use = _SelfMeter()
+        started_at_s = host.now_s()
+        self.report = Report(
+            mode=settings.mode,
+            settings=settings,
+            started_at_s=started_at_s,
+            now_s=started_at_s,
+            pid=os.getpid(),
+            host_name=host.name,
+            capabilities=_facts_of(host),
+        )
+
+    def ask(self, request: Request) -> "Future[Grant]":
+        """Put a request into the next tick; safe from any thread."""
+        asked = _Asked(request=request, answer=Future())
+        self._asked.append(asked)
+        self._host.wake()
+        return asked.answer
+
+    def tick(self) -> Tick:
+        """Go once around the flow. Raises what a room raises; `run` keeps that from ending the agent."""
+        settings = self._settings
+        observation = self._host.observe()
+        self._profile_state, profiles = profile.update(self._profile_state, observation, settings)
+        self._forecaster, forecasts = forecast.step(self._forecaster, profiles, settings.forecast)
+        answered = self._answer(observation, profiles, forecasts)
+        self._planner, chosen = plan.choose(
+            self._planner, observation, profiles, forecasts, self._corrections, settings
+        )
+        applied = self._carry_out(chosen)
+        for asked, grant in answered:
+            asked.answer.set_result(grant)
+        self._learner, self._corrections = learn.step(self._learner, observation, profiles, forecasts, applied)
+        self._publish(observation, profiles, forecasts, chosen, applied)
+        return Tick(
+            number=self.report.tick_count,
+            observation=observation,
+            profiles=profiles,
+            forecasts=forecasts,
+            plan=chosen,
+            applied=applied,
+        )
+
+    def run(self, stop: threading.Event, duration_s: float | None = None) -> None:
+        """Tick until `stop` is set or `duration_s` is over. `close` undoes; this does not."""
+        interval_s = self._settings.interval_s
+        begin_s = self._host.now_s()
+        next_s = begin_s
+        while not stop.is_set() and (duration_s is None or self._host.now_s() < begin_s + duration_s):
+            started_s = self._host.now_s()
+            self._tick_safely(is_late=started_s > next_s + interval_s / 2)
+            # a tick that overran is not made up for: the next one keeps its distance
+            next_s = max(next_s + interval_s, self._host.now_s() + interval_s * EARLY_TICK_GAP_RATIO)
+            if duration_s is not None:
+                next_s = min(next_s, begin_s + duration_s)
+            earliest_s = self._host.now_s() + interval_s * EARLY_TICK_GAP_RATIO
+            if not stop.is_set() and self._host.wait_until(next_s):
+                self._host.wait_until(min(earliest_s, next_s)) if self._host.now_s() < earliest_s else None
+                next_s = self._host.now_s()
+
+    def close(self) -> "act.RestoreReport | None":
+        """Undo everything that was changed; the host itself stays open."""
+        while self._asked:
+            self._asked.popleft().answer.set_exception(_ending())
+        if self._journal is None or self._settings.mode is not Mode.APPLY:
+            return None
+        return act.restore(self._host, self._journal)
+
+    def _tick_safely(self, *, is_late: bool) -> None:
+        if is_late:
+            self.report = replace(self.report, late_count=self.report.late_count + 1)
+        try:
+            self.tick()
+        except Exception as problem:
+            self._failures_in_a_row += 1
+            log.exception("tick failed")
+            self.report = replace(
+                self.report,
+                failed_count=self.report.failed_count + 1,
+                last_problem=str(problem) if isinstance(problem, MemsculptError) else repr(problem),
+            )
+            if self._failures_in_a_row == MAX_FAILURES:
+                self._give_up()
+        else:
+            self._failures_in_a_row = 0
+
+    def _give_up(self) -> None:
+        """Undo everything and only observe from now on: an agent that cannot tick must not hold limits."""
+        log.error("%d ticks failed in a row: undoing every change, observing only", MAX_FAILURES)
+        self._gave_up = True
+        self.close()
+        self._settings = replace(self._settings, mode=Mode.OBSERVE)
+        self.report = replace(self.report, mode=Mode.OBSERVE)
+
+    def _answer(self, observation: Observation, profiles: Profiles, forecasts: Forecasts) -> list[tuple[_Asked, Grant]]:
+        """Answer what was asked since the tick before; the grants' actions join this tick's plan."""
+        answered: list[tuple[_Asked, Grant]] = []
+        while self._asked:
+            asked = self._asked.popleft()
+            self._planner, grant = plan.answer_request(
+                self._planner, asked.request, observation, profiles, forecasts, self._settings
+            )
+            answered.append((asked, grant))
+        return answered
+
+    def _carry_out(self, chosen: Plan) -> tuple[Applied, ...]:
+        if self._settings.mode is Mode.APPLY and self._journal is not None and self._journal.writable:
+            return act.apply(self._host, self._journal, chosen, self._ids)
+        return act.rehearse(chosen, self._host.now_s(), self._ids)
+
+    def _publish(
+        self,
+        observation: Observation,
+        profiles: Profiles,
+        forecasts: Forecasts,
+        chosen: Plan,
+        applied: tuple[Applied, ...],
+    ) -> None:
+        self._recent.extend(applied)
+        self._counts.update(done.status.value for done in applied)
+        before = self.report
+        self.report = replace(
+            before,
+            now_s=observation.time_s,
+            tick_count=before.tick_count + 1,
+            agent=self._self_use.measure(observation),
+            observation=observation,
+            profiles=profiles,
+            forecasts=forecasts,
+            plan=chosen,
+            planned=applied,
+            applied=tuple(self._recent),
+            applied_counts=dict(self._counts),
+            plan_count=before.plan_count + bool(chosen.actions),
+            corrections=self._corrections,
+            notes=self._notes(observation),
+        )
+
+    def _notes(self, observation: Observation) -> tuple[str, ...]:
+        notes = list(observation.notes)
+        if self._gave_up:
+            notes.append(f"{MAX_FAILURES} ticks failed in a row: every change was undone, observing only")
+        if self._settings.mode is Mode.APPLY and self._journal is not None and not self._journal.writable:
+            notes.append(f"not acting, because the journal cannot be written: {self._journal.problem}")
+        return tuple(notes)
+
+
+class _SelfMeter:
+    """Measures what the agent itself uses: processor time over the last minute, memory now."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, float]] = deque(maxlen=64)
+        self._pid = os.getpid()
+
+    def measure(self, observation: Observation) -> SelfUse:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        cpu_s, now_s = used.ru_utime + used.ru_stime, observation.time_s
+        self._marks.append((now_s, cpu_s))
+        first_s, first_cpu_s = self._marks[0]
+        processes = observation.processes
+        own = processes.pids == self._pid
+        resident = (processes.anon_bytes + processes.file_bytes + processes.shmem_bytes)[own]
+        return SelfUse(
+            cpu_share=(cpu_s - first_cpu_s) / (now_s - first_s) if now_s > first_s else 0.0,
+            cpu_s=cpu_s,
+            resident_bytes=int(resident[0]) if resident.size else 0,
+            peak_resident_bytes=used.ru_maxrss * 1024,
+        )
+
+
+def _abilities_of(host: Host) -> Abilities:
+    capabilities = host.capabilities()
+
+    def can(name: str) -> bool:
+        return name in capabilities and capabilities[name].available
+
+    return Abilities(
+        page_out=can("page_out"),
+        page_in=can("page_in"),
+        reclaim=can("memory_reclaim"),
+        limits=can("cgroup_limits"),
+        groups=can("cgroup_limits"),
+        protects_by="min" if can("cgroup_v2_memory") else "soft",
+    )
+
+
+def _facts_of(host: Host) -> tuple[CapabilityFact, ...]:
+    return tuple(
+        CapabilityFact(name=one.name, available=one.available, reason=one.reason, fix=one.fix)
+        for one in host.capabilities().values()
+    )
+
+
+def _ending() -> MemsculptError:
+    return Refused(place="agent", problem="is ending", fix="ask again when it runs")
