@@ -70,6 +70,7 @@ class Agent:
         self._counts: Counter[str] = Counter()
         self._failures_in_a_row = 0
         self._gave_up = False
+        self._created_count = 0
         self._self_use = _SelfMeter()
         started_at_s = host.now_s()
         self.report = Report(
@@ -99,6 +100,7 @@ class Agent:
         self._planner, chosen = plan.choose(
             self._planner, observation, profiles, forecasts, self._corrections, settings
         )
+        self._watch_created()
         applied = self._carry_out(chosen)
         for asked, grant in answered:
             asked.answer.set_result(grant)
@@ -125,9 +127,7 @@ class Agent:
             next_s = max(next_s + interval_s, self._host.now_s() + interval_s * EARLY_TICK_GAP_RATIO)
             if duration_s is not None:
                 next_s = min(next_s, begin_s + duration_s)
-            earliest_s = self._host.now_s() + interval_s * EARLY_TICK_GAP_RATIO
             if not stop.is_set() and self._host.wait_until(next_s):
-                self._host.wait_until(min(earliest_s, next_s)) if self._host.now_s() < earliest_s else None
                 next_s = self._host.now_s()
 
     def close(self) -> "act.RestoreReport | None":
@@ -175,6 +175,12 @@ class Agent:
             answered.append((asked, grant))
         return answered
 
+    def _watch_created(self) -> None:
+        """Have the host observe partitions that were made for requests, too."""
+        if len(self._planner.created) != self._created_count:
+            self._created_count = len(self._planner.created)
+            self._host.watch(self._settings.partitions + self._planner.created)
+
     def _carry_out(self, chosen: Plan) -> tuple[Applied, ...]:
         if self._settings.mode is Mode.APPLY and self._journal is not None and self._journal.writable:
             return act.apply(self._host, self._journal, chosen, self._ids)
@@ -205,6 +211,8 @@ class Agent:
             applied_counts=dict(self._counts),
             plan_count=before.plan_count + bool(chosen.actions),
             corrections=self._corrections,
+            scores=learn.scores(self._learner),
+            outcomes=learn.outcomes(self._learner),
             notes=self._notes(observation),
         )
 
