@@ -34,14 +34,14 @@ class Learner:
 
     waiting: tuple[Waiting, ...] = ()
     trials: tuple[Trial, ...] = ()
-    experiences: Mapping[WorkloadId, Experience] = MappingProxyType({})
+    experiences: Mapping[WorkloadId, Experience] = field(default_factory=dict[WorkloadId, Experience])
     outcomes: tuple[Outcome, ...] = ()
     horizon_s: float = 0.0
     levels: tuple[float, ...] = ()
     held_count: Float64 = field(default_factory=lambda: np.empty(0))
     pinball_sum: Float64 = field(default_factory=lambda: np.empty(0))
     scored_count: int = 0
-    brought_bytes: Mapping[WorkloadId, float] = MappingProxyType({})  # by the agent, in the tick before
+    brought_bytes: Mapping[WorkloadId, float] = field(default_factory=dict[WorkloadId, float])  # by the agent, in the tick before
     took_at_s: float = float("-inf")
     full_stall_s: float | None = None
     backoff_until_s: float = 0.0
