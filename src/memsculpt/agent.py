@@ -13,6 +13,7 @@ import os
 import resource
 import threading
 from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -53,7 +54,10 @@ class _Asked:
 
 
 class Agent:
-    """The flow on one host. Used by one thread, but for `report` and `ask`."""
+    """The flow on one host. Used by one thread, but for `report` and `ask`.
+
+    `on_tick` is called with the host's time after every tick that did not fail: the lease is renewed there.
+    """
 
     def __init__(self, *, host: Host, settings: Settings, journal: act.Journal | None = None) -> None:
         self._host = host
@@ -66,6 +70,7 @@ class Agent:
         self._learner = learn.Learner()
         self._corrections = learn.neutral_corrections(())
         self._asked: deque[_Asked] = deque()
+        self.on_tick: Callable[[float], None] = _nothing
         self._recent: deque[Applied] = deque(maxlen=RECENT_COUNT)
         self._counts: Counter[str] = Counter()
         self._failures_in_a_row = 0
@@ -155,6 +160,7 @@ class Agent:
                 self._give_up()
         else:
             self._failures_in_a_row = 0
+            self.on_tick(self._host.now_s())
 
     def _give_up(self) -> None:
         """Undo everything and only observe from now on: an agent that cannot tick must not hold limits."""
@@ -269,6 +275,10 @@ def _facts_of(host: Host) -> tuple[CapabilityFact, ...]:
         CapabilityFact(name=one.name, available=one.available, reason=one.reason, fix=one.fix)
         for one in host.capabilities().values()
     )
+
+
+def _nothing(_now_s: float) -> None:
+    return
 
 
 def _ending() -> MemsculptError:

@@ -30,9 +30,20 @@ class MemsculptError(Exception):
 
 
 class ConfigError(MemsculptError):
-    """The configuration was read and cannot be followed; nothing was touched."""
+    """The configuration was read and cannot be followed; nothing was touched.
+
+    With several complaints, `complaints` holds them all and the error's own facts only count them.
+    """
 
     exit_code = 2
+
+    def __init__(self, *, place: str, problem: str, fix: str, complaints: "tuple[ConfigError, ...]" = ()) -> None:
+        super().__init__(place=place, problem=problem, fix=fix)
+        self.complaints = complaints
+
+    def __str__(self) -> str:
+        own = super().__str__()
+        return "\n".join([own, *map(str, self.complaints)]) if self.complaints else own
 
 
 class UsageError(MemsculptError):

@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 
 JOB_OVERHEAD_BYTES = 34 * MIB  # interpreter and numpy, besides the data set
 REDIS_NEED_BYTES = 540 * MIB
-TIGHT_LIMITS_MIB = (1100, 1060, 1020, 960, 900)
+TIGHT_LIMITS_MIB = (900, 620)  # below what is in use at any one moment
 
 
 def run(*, rounds: int, quick: bool, swaps: Sequence[str], say: Say) -> Result:
@@ -66,7 +66,7 @@ def _run_variant(scenario: Scenario, rounds: int, say: Say, *, quick: bool) -> R
             result = isolation.run_arm(arm, scenario, seed=number + 1)
             say(f"round {number + 1}: {isolation.summary_of(result)}")
             runs[arm.name].append(result)
-    tight = None if quick else run_tight(scenario, say)
+    tight = [] if quick else run_tight(scenario, say)
     return {
         "scenario": {name: getattr(scenario, name) for name in scenario.__slots__},
         "arms": runs,
@@ -116,21 +116,20 @@ def _describe(arm: Arm) -> str:
     return "starts at use" if arm.senpai_start_at_usage else "starts at the limit"
 
 
-def run_tight(scenario: Scenario, say: Say) -> Result:
-    """Lower the limit until the kernel alone kills a tenant, then run memsculpt at that very limit."""
-    short = replace(scenario, periods=4)
+def run_tight(scenario: Scenario, say: Say) -> list[Result]:
+    """Run the kernel alone and memsculpt at limits that do not even hold what is in use at one moment."""
+    results: list[Result] = []
     for limit_mib in TIGHT_LIMITS_MIB:
-        tight = replace(short, limit_bytes=limit_mib * MIB)
-        kernel = isolation.run_arm(KERNEL, tight, seed=7)
-        say(f"tight, {limit_mib} MiB: {isolation.summary_of(kernel)}")
-        if kernel["oom_kills"]:
-            ours = isolation.run_arm(MEMSCULPT, tight, seed=7)
-            say(f"tight, {limit_mib} MiB: {isolation.summary_of(ours)}")
-            return {"limit_bytes": tight.limit_bytes, "kernel": kernel, "memsculpt": ours}
-    return {"limit_bytes": None, "kernel": None, "memsculpt": None}
+        tight = replace(scenario, periods=4, limit_bytes=limit_mib * MIB)
+        for arm in (KERNEL, MEMSCULPT):
+            result = isolation.run_arm(arm, tight, seed=7)
+            say(f"tight, {limit_mib} MiB: {isolation.summary_of(result)}")
+            result["limit_bytes"] = tight.limit_bytes
+            results.append(result)
+    return results
 
 
-def figures_of(runs: Mapping[str, list[Result]], tight: Result | None) -> dict[str, Figure]:
+def figures_of(runs: Mapping[str, list[Result]], tight: Sequence[Result]) -> dict[str, Figure]:
     """Return the issue's figures: ratios within a round, their median and range over the rounds."""
     ours = runs["memsculpt"]
     p999 = {arm: [result["redis"]["late"]["p999"] for result in results] for arm, results in runs.items()}
@@ -139,8 +138,7 @@ def figures_of(runs: Mapping[str, list[Result]], tight: Result | None) -> dict[s
     stall = {arm: [sum(result["late_stall_s"].values()) for result in results] for arm, results in runs.items()}
     rivals = [arm for arm in ("kernel", "reactive") if arm in runs]
     kills = [float(result["oom_kills"]) for result in ours]
-    if tight and tight["memsculpt"]:
-        kills.append(float(tight["memsculpt"]["oom_kills"]))
+    kills += [float(result["oom_kills"]) for result in tight if result["arm"] == MEMSCULPT.name]
     figures = {
         "redis_p999_over_roomy": contract.at_most(
             1.3,

@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the conformance suite on every host: each test that takes `stage` once for each of them."""
 
+import importlib.util
+from collections.abc import Iterator
+
 import pytest
 
+from memsculpt_bench.lab import zram_swap
 from tests.hosts.simulated_stage import SimulatedStage, SimulatedStageV2
+from tests.hosts.stages import MIB, Stage
 
-STAGES = (SimulatedStage, SimulatedStageV2)
+STAGES: tuple[type[Stage], ...] = (SimulatedStage, SimulatedStageV2)
+if importlib.util.find_spec("memsculpt.host.linux"):
+    from tests.hosts.linux_stage import LinuxStage
+
+    STAGES = (*STAGES, LinuxStage)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -21,7 +30,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("stage", params, indirect=True)
 
 
+@pytest.fixture(scope="session")
+def own_swap() -> Iterator[None]:
+    """Swap of our own for as long as the session lasts: turning it off takes longer than any test."""
+    with zram_swap(512 * MIB):
+        yield
+
+
 @pytest.fixture
-def stage(request: pytest.FixtureRequest):
-    with request.param() as built:
+def stage(request: pytest.FixtureRequest, own_cgroup_name: str) -> Iterator[Stage]:
+    if request.param.is_real:
+        request.getfixturevalue("own_swap")
+    with request.param(own_cgroup_name) as built:
         yield built

@@ -15,7 +15,8 @@ class SimulatedStage(Stage):
     slack_bytes = 2 * MIB
     cgroup = CgroupPath("scene/sleeper")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._own = CgroupPath(f"{name}/inner")
         self._simulated = SimulatedHost(
             7,
             workloads=(
@@ -54,7 +55,7 @@ class SimulatedStage(Stage):
             self.host.wait_until(self.host.now_s() + 1.0)
 
     def own_cgroup(self) -> CgroupPath:
-        return CgroupPath("memsculpt-test-own/inner")
+        return self._own
 
 
 class SimulatedStageV2(SimulatedStage):

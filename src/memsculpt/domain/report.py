@@ -8,6 +8,8 @@ that the command line, the API and the page show the same moment.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from memsculpt.domain.arrays import Float64, Int64, freeze_columns
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.observation import Observation
@@ -107,3 +109,19 @@ class Report:
     capabilities: tuple[CapabilityFact, ...] = ()
     notes: tuple[str, ...] = ()  # what is degraded, for people; one sentence each
     sizes_bytes: Int64 | None = None  # current size of each partition, in the order of the configuration
+
+
+def sum_by_partition(
+    observation: Observation, forecasts: Forecasts, *, names: tuple[str, ...], horizon_s: float
+) -> PartitionForecast:
+    """Return each partition's quantiles as the sum of its workloads', as the planner takes them.
+
+    Raises ValueError when `horizon_s` is none of the forecasts' horizons.
+    """
+    row_of = {name: row for row, name in enumerate(names)}
+    partition_of = dict(zip(observation.workloads.ids, observation.workloads.partitions, strict=True))
+    rows = np.array([row_of.get(partition_of.get(one) or "", -1) for one in forecasts.ids], dtype=np.int64)
+    sums = np.zeros((len(names), len(forecasts.levels)))
+    column = forecasts.quantiles_bytes[:, forecasts.horizons_s.index(horizon_s), :]
+    np.add.at(sums, rows[rows >= 0], column[rows >= 0])
+    return PartitionForecast(horizon_s=horizon_s, levels=forecasts.levels, names=names, quantiles_bytes=sums)

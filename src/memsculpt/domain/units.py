@@ -19,7 +19,7 @@ def parse_size_bytes(text: str) -> int:
     """Return the bytes that "512MiB" or "1.5GiB" or "unlimited" name; ValueError says what would do."""
     if text.strip() == "unlimited":
         return UNLIMITED_BYTES
-    number, unit = _split(text, "a size such as \"512MiB\" or \"2GiB\"")
+    number, unit = _split(text, 'a size such as "512MiB" or "2GiB"')
     if unit not in _SIZE_UNITS:
         raise ValueError(
             f"{text!r}: unknown unit {unit!r}; write one of {', '.join(_SIZE_UNITS)}"
@@ -27,13 +27,13 @@ def parse_size_bytes(text: str) -> int:
         )
     size = number * _SIZE_UNITS[unit]
     if size >= UNLIMITED_BYTES:
-        raise ValueError(f"{text!r}: larger than any memory; write \"unlimited\" if that is meant")
+        raise ValueError(f'{text!r}: larger than any memory; write "unlimited" if that is meant')
     return round(size)
 
 
 def parse_duration_s(text: str) -> float:
     """Return the seconds that "500ms", "1s", "30s", "5min" or "1h" name."""
-    number, unit = _split(text, "a duration such as \"1s\" or \"5min\"")
+    number, unit = _split(text, 'a duration such as "1s" or "5min"')
     if unit not in _TIME_UNITS:
         raise ValueError(f"{text!r}: unknown unit {unit!r}; write one of {', '.join(_TIME_UNITS)}")
     return number * _TIME_UNITS[unit]
@@ -41,9 +41,9 @@ def parse_duration_s(text: str) -> float:
 
 def parse_ratio(text: str) -> float:
     """Return 0.9 for "90%"."""
-    number, unit = _split(text, "a share such as \"90%\"")
+    number, unit = _split(text, 'a share such as "90%"')
     if unit != "%":
-        raise ValueError(f"{text!r}: write a share with its sign, such as \"90%\"")
+        raise ValueError(f'{text!r}: write a share with its sign, such as "90%"')
     return number / 100.0
 
 
@@ -51,7 +51,7 @@ def parse_rate_bytes_per_s(text: str) -> float:
     """Return bytes a second for "256MiB/s"."""
     size, slash, per = text.partition("/")
     if not slash or per.strip() != "s":
-        raise ValueError(f"{text!r}: write a rate such as \"256MiB/s\"")
+        raise ValueError(f'{text!r}: write a rate such as "256MiB/s"')
     return float(parse_size_bytes(size))
 
 

@@ -41,7 +41,9 @@ class Learner:
     held_count: Float64 = field(default_factory=lambda: np.empty(0))
     pinball_sum: Float64 = field(default_factory=lambda: np.empty(0))
     scored_count: int = 0
-    brought_bytes: Mapping[WorkloadId, float] = field(default_factory=dict[WorkloadId, float])  # by the agent, in the tick before
+    brought_bytes: Mapping[WorkloadId, float] = field(
+        default_factory=dict[WorkloadId, float]
+    )  # by the agent, in the tick before
     took_at_s: float = float("-inf")
     full_stall_s: float | None = None
     backoff_until_s: float = 0.0

@@ -54,8 +54,12 @@ class LinuxPager:
         self._sent[process] = gone
         if len(self._sent) > 256:
             self._sent = {one: pages for one, pages in self._sent.items() if os.path.exists(f"/proc/{one.pid}")}
-        return Moved(asked_bytes=size_bytes, moved_bytes=moved * PAGE,
-                     duration_s=time.monotonic() - begin_s, cpu_s=time.thread_time() - begin_cpu_s)
+        return Moved(
+            asked_bytes=size_bytes,
+            moved_bytes=moved * PAGE,
+            duration_s=time.monotonic() - begin_s,
+            cpu_s=time.thread_time() - begin_cpu_s,
+        )
 
     def page_in(self, process: Instance, size_bytes: int) -> Moved:
         begin_s, begin_cpu_s = time.monotonic(), time.thread_time()
@@ -63,8 +67,12 @@ class LinuxPager:
             out = _pages(process.pid, pagemap, SWAPPED)
             chosen = out[: size_bytes // PAGE]
             touched = _touch(process, chosen)
-        return Moved(asked_bytes=size_bytes, moved_bytes=touched * PAGE,
-                     duration_s=time.monotonic() - begin_s, cpu_s=time.thread_time() - begin_cpu_s)
+        return Moved(
+            asked_bytes=size_bytes,
+            moved_bytes=touched * PAGE,
+            duration_s=time.monotonic() - begin_s,
+            cpu_s=time.thread_time() - begin_cpu_s,
+        )
 
 
 class _open:
@@ -162,8 +170,14 @@ def _touch(process: Instance, pages: Addresses) -> int:
         remote[:, 0] = part
         remote[:, 1] = 1
         local = _Iovec(ctypes.addressof(buffer), part.size)
-        n = _libc.process_vm_readv(process.pid, ctypes.byref(local), ctypes.c_ulong(1),
-                                   remote.ctypes.data_as(ctypes.c_void_p), ctypes.c_ulong(part.size), ctypes.c_ulong(0))
+        n = _libc.process_vm_readv(
+            process.pid,
+            ctypes.byref(local),
+            ctypes.c_ulong(1),
+            remote.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_ulong(part.size),
+            ctypes.c_ulong(0),
+        )
         if n < 0:
             number = ctypes.get_errno()
             if number == errno.EFAULT:

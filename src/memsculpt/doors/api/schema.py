@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""What the API says and takes, as types: JSON, the OpenAPI document and the checks of requests come from here.
+
+Names end in their unit, as everywhere. Sizes are whole bytes. A ceiling is never above the machine's memory, so no
+number is too large for JSON. Names from the kernel are valid Unicode: other bytes are written as `\xNN`.
+Fields are added, never renamed or removed, within one version of the API.
+"""
+
+import msgspec
+
+
+class ForecastView(msgspec.Struct, kw_only=True):
+    """Quantiles of a peak over the horizon; both lists are empty before the first forecast."""
+
+    horizon_s: float
+    levels: list[float]
+    quantiles_bytes: list[int]
+
+
+class PartitionView(msgspec.Struct, kw_only=True):
+    """A share of main memory: what it is promised, should have now, uses, and will need."""
+
+    name: str
+    kind: str
+    guarantee_bytes: int
+    size_bytes: int
+    ceiling_bytes: int
+    used_bytes: int
+    forecast: ForecastView
+    priority: float
+    needed_bytes: int | None  # forecast median of the peak, as the division saw it
+    shortfall_ratio: float | None  # the chance that the size will not do
+    limit_bytes: int | None  # what its cgroups hold as limit now; null: none
+    swapped_bytes: int
+    cgroups: list[str]
+    workloads: list[str]
+
+
+class WorkloadView(msgspec.Struct, kw_only=True):
+    """What is accounted as one, with its use told apart."""
+
+    id: str
+    partition: str | None
+    cgroup: str | None
+    process_count: int
+    resident_bytes: int
+    anon_bytes: int
+    file_bytes: int
+    shmem_bytes: int
+    swapped_bytes: int
+    needed_bytes: int
+    cold_bytes: int
+    reclaimable_bytes: int
+    growth_bytes_per_s: float
+    release_bytes_per_s: float
+    major_faults_per_s: float
+    cpu_ratio: float
+    some_stall_ratio: float
+    idle_s: float
+    forecast: ForecastView
+    leader: str  # the expert whose forecast weighs most; "" before the first forecast
+    scored_count: int
+    covered_ratio: float
+
+
+class ReasonView(msgspec.Struct, kw_only=True):
+    """Why: a code for programs, the sentence for people, the figures behind both."""
+
+    code: str
+    text: str
+    figures: dict[str, float]
+
+
+class ActionView(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One reversible change; fields that its kind does not have are absent."""
+
+    kind: str
+    partition: str
+    text: str
+    reason: ReasonView
+    workload: str | None = None
+    cgroup: str | None = None
+    to_cgroup: str | None = None
+    pid: int | None = None
+    size_bytes: int | None = None
+    limit: str | None = None
+    from_bytes: int | None = None
+    to_bytes: int | None = None
+    lift_in_s: float | None = None
+
+
+class AppliedView(msgspec.Struct, kw_only=True):
+    """One action as it went."""
+
+    id: int
+    status: str
+    age_s: float
+    done_bytes: int
+    duration_s: float
+    cpu_s: float
+    problem: str
+    action: ActionView
+
+
+class OutcomeView(msgspec.Struct, kw_only=True):
+    """What an action promised and what came of it."""
+
+    action_id: int
+    promised_bytes: int
+    came_bytes: int
+    verdict: str
+
+
+class ExplanationView(msgspec.Struct, kw_only=True):
+    """One action with everything that is known of why and what came."""
+
+    applied: AppliedView
+    explanation: list[str]
+    outcome: OutcomeView | None
+
+
+class ActionsView(msgspec.Struct, kw_only=True):
+    """The most recent actions, newest first, and how many there were of each status since the start."""
+
+    counts: dict[str, int]
+    plan_count: int
+    recent: list[AppliedView]
+    outcomes: list[OutcomeView]
+
+
+class ShareView(msgspec.Struct, kw_only=True):
+    """One partition's part of the division."""
+
+    name: str
+    used_bytes: int
+    needed_bytes: int
+    size_bytes: int
+    shortfall_ratio: float
+
+
+class DivisionView(msgspec.Struct, kw_only=True):
+    """How the capacity was shared."""
+
+    capacity_bytes: int
+    multiplier: float
+    shares: list[ShareView]
+
+
+class PlanView(msgspec.Struct, kw_only=True):
+    """The last tick's plan: what is done, or in observe mode would be done, in this order."""
+
+    mode: str
+    age_s: float | None
+    division: DivisionView | None
+    actions: list[AppliedView]
+    held_back: list[ReasonView]
+
+
+class AgentView(msgspec.Struct, kw_only=True):
+    """What the agent itself costs."""
+
+    cpu_share: float
+    resident_bytes: int
+    cpu_s: float
+    peak_resident_bytes: int
+    pid: int
+    tick_count: int
+    late_count: int
+    failed_count: int
+
+
+class MemoryView(msgspec.Struct, kw_only=True):
+    """The machine as a whole."""
+
+    total_bytes: int
+    available_bytes: int
+    free_bytes: int
+    swap_total_bytes: int
+    swap_free_bytes: int
+
+
+class ScoresView(msgspec.Struct, kw_only=True):
+    """How well forecasts came true since the start; lists go with `levels`."""
+
+    horizon_s: float
+    levels: list[float]
+    scored_count: int
+    covered_ratio: list[float]
+    pinball_bytes: list[float]
+
+
+class BackoffView(msgspec.Struct, kw_only=True):
+    """The agent holds still for so long."""
+
+    remaining_s: float
+    reason: str
+
+
+class StatusView(msgspec.Struct, kw_only=True):
+    """Everything at a glance."""
+
+    version: str
+    host: str
+    mode: str
+    uptime_s: float
+    interval_s: float
+    agent: AgentView
+    memory: MemoryView | None
+    capacity_bytes: int | None
+    workloads: list[WorkloadView]
+    partitions: list[PartitionView]
+    scores: ScoresView | None
+    actions: ActionsView
+    backoff: BackoffView | None
+    notes: list[str]
+    last_problem: str
+
+
+class PartitionsView(msgspec.Struct, kw_only=True):
+    """All partitions."""
+
+    partitions: list[PartitionView]
+
+
+class WorkloadsView(msgspec.Struct, kw_only=True):
+    """All workloads."""
+
+    workloads: list[WorkloadView]
+
+
+class CapabilityView(msgspec.Struct, kw_only=True):
+    """One thing that this machine can or cannot do."""
+
+    name: str
+    available: bool
+    reason: str
+    fix: str
+
+
+class DoctorView(msgspec.Struct, kw_only=True):
+    """What this machine offers, as the agent found it when it started."""
+
+    host: str
+    capabilities: list[CapabilityView]
+
+
+class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`request(workload, bytes, within)`: say `bytes`, or `size` as people write it."""
+
+    workload: str
+    bytes: int | None = None
+    size: str | None = None
+    within: str | float = "5s"  # a number is seconds
+
+
+class GrantView(msgspec.Struct, kw_only=True):
+    """The answer to a request."""
+
+    answer: str
+    partition: str | None
+    granted_bytes: int
+    stays_charged_bytes: int
+    text: str
+    reason: ReasonView
+    actions: list[ActionView]
+
+
+class ProblemView(msgspec.Struct, kw_only=True):
+    """Place, problem, fix."""
+
+    place: str
+    problem: str
+    fix: str
+
+
+class ErrorView(msgspec.Struct, kw_only=True):
+    """The body of every answer that is not 200."""
+
+    error: ProblemView

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GET /v1/workloads: what is accounted as one, with its use told apart."""
+
+from memsculpt.domain.forecast import Forecasts
+from memsculpt.domain.outcome import Corrections
+from memsculpt.domain.report import Report
+from memsculpt.domain.workload import WorkloadId
+from memsculpt.doors import words
+from memsculpt.doors.api.schema import ForecastView, WorkloadsView, WorkloadView
+
+
+def view_workloads(report: Report) -> WorkloadsView:
+    """Return every workload of the last tick, by identity."""
+    return WorkloadsView(workloads=list_workloads(report))
+
+
+def list_workloads(report: Report) -> list[WorkloadView]:
+    """Return every workload of the last tick, by identity."""
+    seen, known = report.observation, report.profiles
+    if seen is None or known is None:
+        return []
+    rows = seen.workloads
+    forecasts = _Rows(report.forecasts, report.settings.forecast.act_horizon_s)
+    scores = _scores_by_id(report.corrections)
+    return [
+        WorkloadView(
+            id=words.text_of(identity),
+            partition=rows.partitions[row],
+            cgroup=_text_or_none(rows.cgroups[row]),
+            process_count=int(rows.process_count[row]),
+            resident_bytes=int(rows.resident_bytes[row]),
+            anon_bytes=int(rows.anon_bytes[row]),
+            file_bytes=int(rows.file_bytes[row]),
+            shmem_bytes=int(rows.shmem_bytes[row]),
+            swapped_bytes=int(rows.swapped_bytes[row]),
+            needed_bytes=int(known.needed_bytes[row]),
+            cold_bytes=int(known.cold_bytes[row]),
+            reclaimable_bytes=int(known.reclaimable_bytes[row]),
+            growth_bytes_per_s=float(known.growth_bytes_per_s[row]),
+            release_bytes_per_s=float(known.release_bytes_per_s[row]),
+            major_faults_per_s=float(known.major_faults_per_s[row]),
+            cpu_ratio=float(known.cpu_ratio[row]),
+            some_stall_ratio=float(known.some_stall_ratio[row]),
+            idle_s=float(known.idle_s[row]),
+            forecast=forecasts.of(identity),
+            leader=forecasts.leader_of(identity),
+            scored_count=scores.get(identity, (0, 0.0))[0],
+            covered_ratio=scores.get(identity, (0, 0.0))[1],
+        )
+        for row, identity in enumerate(rows.ids)
+    ]
+
+
+class _Rows:
+    """Forecasts by identity, at one horizon."""
+
+    def __init__(self, forecasts: Forecasts | None, horizon_s: float) -> None:
+        self._forecasts = forecasts
+        self._horizon_s = horizon_s
+        self._row_of = {} if forecasts is None else {identity: row for row, identity in enumerate(forecasts.ids)}
+
+    def of(self, identity: WorkloadId) -> ForecastView:
+        row = self._row_of.get(identity)
+        if self._forecasts is None or row is None:
+            return ForecastView(horizon_s=self._horizon_s, levels=[], quantiles_bytes=[])
+        column = self._forecasts.horizons_s.index(self._horizon_s)
+        quantiles = self._forecasts.quantiles_bytes[row, column]
+        return ForecastView(
+            horizon_s=self._horizon_s,
+            levels=list(self._forecasts.levels),
+            quantiles_bytes=[int(value) for value in quantiles.tolist()],
+        )
+
+    def leader_of(self, identity: WorkloadId) -> str:
+        row = self._row_of.get(identity)
+        return "" if self._forecasts is None or row is None else self._forecasts.leaders[row]
+
+
+def _scores_by_id(corrections: Corrections | None) -> dict[WorkloadId, tuple[int, float]]:
+    if corrections is None:
+        return {}
+    counts, covered = corrections.scored_count.tolist(), corrections.covered_ratio.tolist()
+    return dict(zip(corrections.ids, zip(counts, covered, strict=True), strict=True))
+
+
+def _text_or_none(name: str | None) -> str | None:
+    return None if name is None else words.text_of(name)

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole agent on the simulated host: what memsculpt promises, end to end, in seconds.
+
+The scene is the isolation bench's: a server that is always active and two jobs that keep their data untouched
+between phases, in a lab that holds what is in use at any one moment, but not everything.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from memsculpt import act
+from memsculpt.agent import Agent, Tick
+from memsculpt.domain.plan import LimitKind, Plan
+from memsculpt.domain.settings import Mode, PartitionSettings, Settings
+from memsculpt.domain.workload import Match
+from memsculpt.host.simulated import (
+    Burst,
+    BusyLimit,
+    CacheReader,
+    Constant,
+    Cycle,
+    DeniedPaging,
+    Fault,
+    ForeignLimit,
+    Leak,
+    Program,
+    Ramp,
+    SimulatedHost,
+    StartupPeak,
+    SwapFull,
+    VanishBeforeAction,
+)
+
+MIB = 1 << 20
+LAB_BYTES = 1150 * MIB
+TENANTS = ("redis-server", "job-a", "job-b")
+
+
+def lab_host(seed: int = 0, *, limit_bytes: int = LAB_BYTES, faults: tuple[Fault, ...] = (), **more) -> SimulatedHost:
+    return SimulatedHost(
+        seed,
+        workloads=(
+            Constant(name="redis-server", cgroup="lab/redis", size_bytes=525 * MIB),
+            Cycle(name="job-a", cgroup="lab/job-a", size_bytes=450 * MIB, offset_s=2.0),
+            Cycle(name="job-b", cgroup="lab/job-b", size_bytes=450 * MIB, offset_s=7.0),
+        ),
+        limits={"lab": limit_bytes},
+        faults=faults,
+        **more,
+    )
+
+
+def lab_settings(mode: Mode, capacity_bytes: int = LAB_BYTES) -> Settings:
+    return Settings(
+        mode=mode,
+        capacity_bytes=capacity_bytes,
+        partitions=(
+            PartitionSettings(
+                name="redis", match=Match(cgroup="lab/redis"), guarantee_bytes=525 * MIB, priority=1000.0
+            ),
+            PartitionSettings(name="job-a", match=Match(cgroup="lab/job-a")),
+            PartitionSettings(name="job-b", match=Match(cgroup="lab/job-b")),
+        ),
+    )
+
+
+@dataclass
+class Run:
+    """An agent on a host, and what was seen tick by tick."""
+
+    host: SimulatedHost
+    agent: Agent
+    journal: act.Journal | None
+    ticks: list[Tick] = field(default_factory=list)
+
+    def go(self, for_s: float) -> None:
+        """Tick once a second, earlier when the host asks for it, as the loop does."""
+        until_s = self.host.now_s() + for_s
+        while self.host.now_s() < until_s:
+            self.ticks.append(self.agent.tick())
+            self.host.wait_until(min(self.host.now_s() + 1.0, until_s))
+
+    @property
+    def plans(self) -> list[Plan]:
+        return [tick.plan for tick in self.ticks]
+
+
+@contextmanager
+def running(host: SimulatedHost, configured: Settings, state: Path) -> Iterator[Run]:
+    host.watch(configured.partitions)
+    journal = act.Journal.open(state, machine_lock=None) if configured.mode is Mode.APPLY else None
+    try:
+        yield Run(host=host, agent=Agent(host=host, settings=configured, journal=journal), journal=journal)
+    finally:
+        if journal is not None:
+            journal.close()
+
+
+def run_alone(host: SimulatedHost, for_s: float) -> None:
+    until_s = host.now_s() + for_s
+    while host.now_s() < until_s:
+        host.wait_until(until_s)
+
+
+# --- what it is for ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unmanaged() -> SimulatedHost:
+    host = lab_host()
+    run_alone(host, 200.0)
+    return host
+
+
+@pytest.fixture(scope="module")
+def managed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    with running(lab_host(), lab_settings(Mode.APPLY), tmp_path_factory.mktemp("state")) as run:
+        run.go(200.0)
+        yield run
+
+
+LATE_S = 1040.0  # the schedule is learnt in the first periods, from an empty profile
+
+
+def test_the_server_faults_far_less(managed: Run, unmanaged: SimulatedHost):
+    """Redis's major faults: at most a twentieth of what it has without management."""
+    ours, theirs = (host.record("redis-server").major_faults_count for host in (managed.host, unmanaged))
+
+    assert ours * 20 <= theirs
+
+
+def test_everybody_stalls_less(managed: Run, unmanaged: SimulatedHost):
+    """The stall time of all tenants together is well below the unmanaged kernel's."""
+    ours, theirs = (sum(host.record(name).stall_s for name in TENANTS) for host in (managed.host, unmanaged))
+
+    assert ours * 1.5 <= theirs
+
+
+def test_late_phases_are_not_longer(managed: Run, unmanaged: SimulatedHost):
+    """Once the schedule is learnt, the jobs do not pay for the server: their phases are no longer than before."""
+
+    def late_s(host: SimulatedHost) -> float:
+        phases = [phase for name in ("job-a", "job-b") for phase in host.record(name).phases]
+        late = sorted(phase.duration_s for phase in phases if phase.began_at_s > LATE_S)
+        return late[len(late) // 2]
+
+    assert late_s(managed.host) <= late_s(unmanaged)
+
+
+def test_nobody_is_killed(managed: Run):
+    """No OOM kill, from the empty profile on."""
+    assert [managed.host.record(name).oom_kills_count for name in TENANTS] == [0, 0, 0]
+
+
+def test_only_what_must_move_moves(managed: Run):
+    """What is paged out in a period stays near what does not fit, not near whole data sets."""
+    moved_bytes = sum(
+        done.done_bytes
+        for tick in managed.ticks
+        for done in tick.applied
+        if type(done.action).__name__ == "PageOut" and tick.observation.time_s > LATE_S
+    )
+    phases = (1200.0 - LATE_S) / 5.0
+    does_not_fit_bytes = (525 + 450 + 450) * MIB - LAB_BYTES
+
+    assert moved_bytes / phases <= 1.5 * does_not_fit_bytes
+
+
+def test_the_guarantee_holds_at_all_ticks(managed: Run):
+    """Redis's limit is never below its guarantee, and its division never gives it less."""
+    for tick in managed.ticks:
+        (state,) = (state for state in tick.observation.cgroups if state.partition == "redis")
+        assert min(state.limit_bytes, state.hard_limit_bytes) >= 525 * MIB
+        if tick.plan.division is not None:
+            row = tick.plan.division.names.index("redis")
+            assert tick.plan.division.size_bytes[row] >= 525 * MIB
+
+
+def test_the_division_fits_the_capacity(managed: Run):
+    """Sizes never add up to more than there is."""
+    for tick in managed.ticks:
+        if tick.plan.division is not None:
+            assert int(tick.plan.division.size_bytes.sum()) <= LAB_BYTES
+
+
+# --- what it must never do --------------------------------------------------------------------------------------------
+
+PARTITION = "own"
+
+
+def programs() -> st.SearchStrategy[list[Program]]:
+    """Draw up to six programs of all kinds, each in a cgroup of its own below the lab."""
+    mib = st.integers(8, 200).map(lambda n: n * MIB)
+    kinds = (
+        st.builds(lambda size: ("constant", lambda **at: Constant(size_bytes=size, **at)), mib),
+        st.builds(
+            lambda size, period: ("cycle", lambda **at: Cycle(size_bytes=size, period_s=period, **at)),
+            mib,
+            st.floats(3.0, 12.0),
+        ),
+        st.builds(
+            lambda size: (
+                "leak",
+                lambda **at: Leak(base_bytes=8 * MIB, leak_bytes_per_s=4 * MIB, ceiling_bytes=size, **at),
+            ),
+            mib,
+        ),
+        st.builds(
+            lambda size: ("burst", lambda **at: Burst(base_bytes=8 * MIB, burst_bytes=size, mean_pause_s=8.0, **at)),
+            mib,
+        ),
+        st.builds(lambda size: ("ramp", lambda **at: Ramp(from_bytes=8 * MIB, to_bytes=size, ramp_s=20.0, **at)), mib),
+        st.builds(
+            lambda size: ("reader", lambda **at: CacheReader(file_bytes=size, read_bytes_per_s=40 * MIB, **at)), mib
+        ),
+        st.builds(
+            lambda size: (
+                "peak",
+                lambda **at: StartupPeak(peak_bytes=size, steady_bytes=8 * MIB, lifetime_s=12.0, **at),
+            ),
+            mib,
+        ),
+    )
+    return st.lists(st.one_of(*kinds), min_size=1, max_size=6).map(
+        lambda drawn: [build(name=f"{kind}-{n}", cgroup=f"lab/{kind}-{n}") for n, (kind, build) in enumerate(drawn)]
+    )
+
+
+def settings_for(mix: list[Program], mode: Mode, capacity_bytes: int) -> Settings:
+    return Settings(
+        mode=mode,
+        capacity_bytes=capacity_bytes,
+        partitions=tuple(PartitionSettings(name=program.name, match=Match(cgroup=program.cgroup)) for program in mix),
+    )
+
+
+def mixed_host(seed: int, mix: list[Program], limit_bytes: int, faults: tuple[Fault, ...] = (), version: int = 1):
+    return SimulatedHost(
+        seed, workloads=mix, limits={"lab": limit_bytes}, faults=faults, cgroup_version=version, chunk_bytes=MIB
+    )
+
+
+LIMITS = st.integers(100, 600).map(lambda n: n * MIB)
+few = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@few
+@given(seed=st.integers(0, 1 << 30), mix=programs(), limit_bytes=LIMITS, version=st.sampled_from([1, 2]))
+def test_observing_never_changes_the_host(seed: int, mix: list[Program], limit_bytes: int, version: int):
+    """In observe mode a host goes exactly the way it goes alone."""
+    watched, alone = (mixed_host(seed, mix, limit_bytes, version=version) for _ in range(2))
+    configured = settings_for(mix, Mode.OBSERVE, limit_bytes)
+    watched.watch(configured.partitions)
+    agent = Agent(host=watched, settings=configured)
+    for _ in range(30):
+        agent.tick()
+        for host in (watched, alone):
+            host.wait_until(host.now_s() + 1.0)
+
+    assert watched.fingerprint() == alone.fingerprint()
+
+
+@few
+@given(seed=st.integers(0, 1 << 30), mix=programs(), limit_bytes=LIMITS, version=st.sampled_from([1, 2]))
+def test_apply_then_restore_is_the_identity(
+    seed: int, mix: list[Program], limit_bytes: int, version: int, tmp_path_factory: pytest.TempPathFactory
+):
+    """Whatever was done, closing the agent leaves every budget byte for byte as it was, and the journal empty."""
+    host = mixed_host(seed, mix, limit_bytes, version=version)
+    before = host.budgets()
+    with running(host, settings_for(mix, Mode.APPLY, limit_bytes), tmp_path_factory.mktemp("state")) as run:
+        run.go(40.0)
+        report = run.agent.close()
+        assert report is not None
+        assert report.is_complete, report
+
+    assert host.budgets() == before
+
+
+def faults_for(mix: list[Program]) -> st.SearchStrategy[tuple[Fault, ...]]:
+    times = st.integers(0, 30).map(float)
+    program = st.sampled_from(mix)
+    return st.lists(
+        st.one_of(
+            st.builds(lambda one, at: VanishBeforeAction(program=one.name, from_s=at), program, times),
+            st.builds(lambda one, at: BusyLimit(cgroup=one.cgroup, from_s=at, until_s=at + 5.0), program, times),
+            st.builds(lambda at: DeniedPaging(from_s=at, until_s=at + 5.0), times),
+            st.builds(lambda at: SwapFull(from_s=at, until_s=at + 5.0), times),
+            st.builds(
+                lambda one, kind, at: ForeignLimit(cgroup=one.cgroup, kind=kind, size_bytes=333 * MIB, at_s=at),
+                program,
+                st.sampled_from(LimitKind),
+                times,
+            ),
+        ),
+        max_size=6,
+    ).map(tuple)
+
+
+@few
+@given(data=st.data(), seed=st.integers(0, 1 << 30), mix=programs(), limit_bytes=LIMITS)
+def test_faults_never_crash_a_tick_and_leave_nothing_behind(
+    data: st.DataObject, seed: int, mix: list[Program], limit_bytes: int, tmp_path_factory: pytest.TempPathFactory
+):
+    """Whatever goes wrong, every tick ends, and what is not undone in the end is what somebody else wrote."""
+    faults = data.draw(faults_for(mix))
+    host = mixed_host(seed, mix, limit_bytes, faults)
+    before = host.budgets()
+    with running(host, settings_for(mix, Mode.APPLY, limit_bytes), tmp_path_factory.mktemp("state")) as run:
+        run.go(45.0)  # longer than any fault
+        report = run.agent.close()
+        assert report is not None
+        assert report.is_complete, report
+
+    foreign = {fault.cgroup for fault in faults if isinstance(fault, ForeignLimit)}
+    after = host.budgets()
+    assert {path: texts for path, texts in after.items() if path not in foreign} == {
+        path: texts for path, texts in before.items() if path not in foreign
+    }
+    for path in foreign:
+        for file, text in after[path].items():
+            assert text in {before[path][file], f"{333 * MIB}\n"}
+
+
+@few
+@given(seed=st.integers(0, 1 << 30), mix=programs(), limit_bytes=LIMITS)
+def test_equal_hosts_give_equal_plans(
+    seed: int, mix: list[Program], limit_bytes: int, tmp_path_factory: pytest.TempPathFactory
+):
+    """Nothing but the host and the settings goes into a plan: the same seed gives the same actions at the same times."""
+    seen = []
+    for _ in range(2):
+        host = mixed_host(seed, mix, limit_bytes)
+        with running(host, settings_for(mix, Mode.APPLY, limit_bytes), tmp_path_factory.mktemp("state")) as run:
+            run.go(25.0)
+            seen.append([(plan.made_at_s, plan.actions, plan.held_back) for plan in run.plans])
+
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.timeout(60)
+def test_an_hour_in_seconds(tmp_path: Path):
+    """An hour of ticks over ten workloads ends, with every promise kept at its end."""
+    mix: list[Program] = [
+        Constant(name="redis-server", cgroup="lab/redis", size_bytes=525 * MIB),
+        Cycle(name="job-a", cgroup="lab/job-a", size_bytes=450 * MIB, offset_s=2.0, jitter_s=0.3),
+        Cycle(name="job-b", cgroup="lab/job-b", size_bytes=450 * MIB, offset_s=7.0, jitter_s=0.3),
+        Ramp(name="ramp", cgroup="more/ramp", from_bytes=50 * MIB, to_bytes=600 * MIB, ramp_s=1800.0),
+        Leak(name="leak", cgroup="more/leak", base_bytes=50 * MIB, leak_bytes_per_s=2e5, ceiling_bytes=900 * MIB),
+        Burst(name="burst", cgroup="more/burst", base_bytes=50 * MIB, burst_bytes=200 * MIB),
+        StartupPeak(name="peak", cgroup="more/peak", peak_bytes=400 * MIB, steady_bytes=99 * MIB, lifetime_s=300.0),
+        CacheReader(name="reader", cgroup="more/reader", file_bytes=500 * MIB, read_bytes_per_s=20 * MIB),
+        Constant(name="stray-a", size_bytes=100 * MIB),
+        Constant(name="stray-b", size_bytes=100 * MIB),
+    ]
+    host = SimulatedHost(1, workloads=mix, limits={"lab": LAB_BYTES}, total_bytes=4096 * MIB, chunk_bytes=MIB)
+    before = host.budgets()
+    with running(host, lab_settings(Mode.APPLY), tmp_path) as run:
+        run.go(3600.0)
+        report = run.agent.close()
+
+    assert report is not None
+    assert report.is_complete
+    assert host.budgets() == before
+    assert host.now_s() >= 4600.0
+    assert [host.record(name).oom_kills_count for name in TENANTS] == [0, 0, 0]
