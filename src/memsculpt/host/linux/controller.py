@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory controller, v1 or v2: one protocol, two files, and the finder of the mount points."""
+
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+from memsculpt.domain.plan import LimitKind
+from memsculpt.domain.workload import CgroupPath
+from memsculpt.host.linux import procfs
+from memsculpt.host.protocol import LimitValue, Moved
+
+NAME_OF_OURS = "memsculpt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What a cgroup with its subtree is charged for, and what happened to it. Counters never fall."""
+
+    used_bytes: int
+    anon_bytes: int
+    file_bytes: int
+    shmem_bytes: int
+    swapped_bytes: int
+    reclaimable_bytes: int
+    unevictable_bytes: int
+    kernel_bytes: int
+    minor_faults: int
+    major_faults: int
+    refaults: int
+    oom_kills: int
+    limit_hits: int
+
+
+class Controller(Protocol):
+    """One version of the memory controller. Every method raises OSError; host.py translates it."""
+
+    version: int
+    root: str
+
+    def folder(self, cgroup: CgroupPath) -> str:
+        """Return the cgroup's folder."""
+        ...
+
+    def read_charge(self, cgroup: CgroupPath) -> Charge:
+        """Read what the cgroup holds."""
+        ...
+
+    def read_limit(self, cgroup: CgroupPath, kind: LimitKind) -> LimitValue:
+        """Read one budget."""
+        ...
+
+    def write_limit(self, cgroup: CgroupPath, kind: LimitKind, text: str) -> None:
+        """Write one budget, as text."""
+        ...
+
+    def text_of(self, size_bytes: int) -> str:
+        """Return how a budget is written."""
+        ...
+
+    def reclaim(self, cgroup: CgroupPath, size_bytes: int) -> Moved:
+        """Have the kernel take bytes from the cgroup."""
+        ...
+
+    def create(self, cgroup: CgroupPath) -> None:
+        """Make the cgroup, and those above it."""
+        ...
+
+    def move(self, pid: int, cgroup: CgroupPath) -> bool:
+        """Move a process; tell whether its charge went along."""
+        ...
+
+
+def find_controller(mounts: str = "/proc/self/mounts") -> tuple[Controller | None, str | None]:
+    """Return the memory controller and the mount point of the unified hierarchy (PSI), None where absent."""
+    from memsculpt.host.linux.cgroup1 import CgroupV1
+    from memsculpt.host.linux.cgroup2 import CgroupV2
+
+    v1: str | None = None
+    v2: str | None = None
+    for line in procfs.read_file(mounts).splitlines():
+        words = line.split()
+        if len(words) >= 4 and words[2] == b"cgroup" and b"memory" in words[3].split(b","):
+            v1 = v1 or os.fsdecode(words[1])
+        elif len(words) >= 4 and words[2] == b"cgroup2":
+            v2 = v2 or os.fsdecode(words[1])
+    if v1 is not None:
+        return CgroupV1(v1), v2
+    if v2 is not None and b"memory" in _controllers(v2):
+        return CgroupV2(v2), v2
+    return None, v2
+
+
+def _controllers(root: str) -> list[bytes]:
+    try:
+        return procfs.read_file(f"{root}/cgroup.controllers").split()
+    except OSError:  # a hierarchy that may not be read has nothing to offer
+        return []
+
+
+def read_pids(folder: str) -> list[int]:
+    """Return the processes in a cgroup and its subtree, ascending. Raises OSError when it is gone."""
+    pids = [int(word) for word in procfs.read_file(f"{folder}/cgroup.procs").split()]
+    with os.scandir(folder) as entries:
+        inner = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for path in inner:
+        try:
+            pids.extend(read_pids(path))
+        except FileNotFoundError:  # a child cgroup that was removed meanwhile has no processes
+            continue
+    return sorted(pids)
+
+
+def parse_table(content: bytes) -> dict[bytes, int]:
+    """Return "name value" lines as a table; other lines are passed over."""
+    result: dict[bytes, int] = {}
+    for line in content.splitlines():
+        words = line.split()
+        if len(words) == 2 and words[1].isdigit():
+            result[words[0]] = int(words[1])
+    return result
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a cgroup file in one write. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode("ascii"))
+    finally:
+        os.close(descriptor)

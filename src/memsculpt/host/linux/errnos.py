@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the kernel's errors become ours, in this one place."""
+
+import errno
+
+from memsculpt.errors import MemsculptError, Transient, Unavailable, Vanished
+
+GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV})
+LATER = frozenset({errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOMEM})
+DENIED = frozenset({errno.EPERM, errno.EACCES})
+
+
+def translate(error: OSError, place: str) -> MemsculptError:
+    """Return what an OSError means: gone (drop the row), later (back off), or not possible here (say why)."""
+    if error.errno in GONE:
+        return Vanished(place=place)
+    words = error.strerror or str(error)
+    if error.errno in LATER:
+        return Transient(place=place, problem=words, retry_in_s=1.0)
+    fix = "run as root" if error.errno in DENIED else "see `memsculpt doctor`"
+    return Unavailable(place=place, problem=words, fix=fix)
