@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machine, real or simulated. All system calls of the project are behind this door."""
 
+import ctypes
+import os
+
 from memsculpt.domain.settings import Settings
+from memsculpt.domain.workload import Instance
+from memsculpt.errors import Unavailable
 from memsculpt.host.protocol import Host
 
-__all__ = ["open_host"]
+__all__ = ["merge_own_pages", "open_host", "own_instance"]
+
+_PR_SET_MEMORY_MERGE = 67  # include/uapi/linux/prctl.h, since 6.4
 
 
 def open_host(settings: Settings) -> Host:
@@ -12,3 +19,25 @@ def open_host(settings: Settings) -> Host:
     from memsculpt.host.linux import LinuxHost
 
     return LinuxHost(settings)
+
+
+def own_instance() -> Instance:
+    """Return this very process."""
+    with open("/proc/self/stat", "rb") as stat:  # noqa: PTH123  /proc is spoken to in file descriptors
+        fields = stat.read().rpartition(b")")[2].split()
+    return Instance(pid=os.getpid(), start_ticks=int(fields[19]))
+
+
+def merge_own_pages() -> None:
+    """Let the kernel merge this process's identical pages (KSM), also after exec; opt-in.
+
+    Raises Unavailable where the kernel has no such call. Source: prctl(2), PR_SET_MEMORY_MERGE.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    none = ctypes.c_ulong(0)
+    if libc.prctl(_PR_SET_MEMORY_MERGE, ctypes.c_ulong(1), none, none, none) != 0:
+        raise Unavailable(
+            place="--share",
+            problem=f"pages cannot be merged: {os.strerror(ctypes.get_errno())}",
+            fix="a kernel from 6.4 on with CONFIG_KSM, as root; or leave --share out",
+        )
