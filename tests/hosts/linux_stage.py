@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Self
 
+from memsculpt.domain.settings import Settings
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.host.linux import LinuxHost
 from tests.hosts.stages import MIB, Stage
@@ -42,7 +43,7 @@ class LinuxStage(Stage):
         assert self._answer() == "filled"
         stat = Path(f"/proc/{self._child.pid}/stat").read_text()
         self.process = Instance(pid=self._child.pid, start_ticks=int(stat.rpartition(")")[2].split()[19]))
-        self.host = LinuxHost()
+        self.host = LinuxHost(Settings())
         return self
 
     def __exit__(self, *_: object) -> None:

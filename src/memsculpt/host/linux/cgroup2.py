@@ -21,9 +21,7 @@ def parse_limit(content: bytes) -> LimitValue:
     return LimitValue(text=text, size_bytes=UNLIMITED_BYTES if text == "max" else int(text))
 
 
-def charge_from(
-    current_bytes: int, swapped_bytes: int, stat: dict[bytes, int], events: dict[bytes, int]
-) -> Charge:
+def charge_from(current_bytes: int, swapped_bytes: int, stat: dict[bytes, int], events: dict[bytes, int]) -> Charge:
     """Return the charge of a cgroup with its subtree from its files' tables."""
     shmem, anon = stat.get(b"shmem", 0), stat.get(b"anon", 0)
     file = max(stat.get(b"file", 0) - shmem, 0)

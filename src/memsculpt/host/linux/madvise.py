@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""process_madvise(2) and process_vm_readv(2): advice on, and reads from, another process's memory."""
+
+import ctypes
+import os
+
+import numpy as np
+
+from memsculpt.domain.arrays import Int64
+
+SYS_PROCESS_MADVISE = 440
+MADV_PAGEOUT = 21
+RANGES_MOST = 1024  # UIO_MAXIOV
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.process_vm_readv.restype = ctypes.c_ssize_t
+
+
+class Iovec(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+def advise(pidfd: int, ranges: list[tuple[int, int]], advice: int) -> int:
+    """Give advice on (address, length) ranges, at most RANGES_MOST; return the bytes advised. Raises OSError."""
+    vector = (Iovec * len(ranges))(*(Iovec(at, length) for at, length in ranges))
+    done = _libc.syscall(SYS_PROCESS_MADVISE, pidfd, vector, ctypes.c_ulong(len(ranges)), advice, ctypes.c_ulong(0))
+    if done < 0:
+        raise _last_error()
+    return int(done)
+
+
+def touch(pid: int, pages: Int64) -> int:
+    """Read one byte of each page, at most RANGES_MOST, which faults it in for its owner; return how many were read.
+
+    The call stops at the first page that cannot be read. Raises OSError when not even the first one can.
+    """
+    target = (ctypes.c_char * len(pages))()
+    local = Iovec(ctypes.addressof(target), len(pages))
+    remote = np.empty((len(pages), 2), dtype=np.uint64)
+    remote[:, 0] = pages
+    remote[:, 1] = 1
+    done = _libc.process_vm_readv(
+        pid,
+        ctypes.byref(local),
+        ctypes.c_ulong(1),
+        remote.ctypes.data_as(ctypes.c_void_p),
+        ctypes.c_ulong(len(pages)),
+        ctypes.c_ulong(0),
+    )
+    if done < 0:
+        raise _last_error()
+    return int(done)
+
+
+def _last_error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read all processes once per tick, cheaply: every one a little, those in partitions in full.
+
+`stat` is read of each process in every tick, over descriptors that are kept open (a read costs half of what
+opening costs; a dead process answers ESRCH, so a kept one cannot show another). What is dearer (`status`,
+`io`, names) is read of partition members in every tick, of the others every `detail_interval_s`, spread over
+the ticks by pid.
+"""
+
+import os
+from dataclasses import dataclass, replace
+
+from memsculpt.domain.workload import Instance
+from memsculpt.host.linux import procfs
+from memsculpt.host.linux.procfs import MemoryKinds, Stat
+
+KEPT_OPEN_MOST = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detail:
+    """What is read less often; `io` None: denied or not known."""
+
+    read_at_s: float
+    kinds: MemoryKinds | None
+    io: tuple[int, int] | None
+    exe: str  # "" when it could not be read
+    user: int
+    memory_cgroup: str
+    unified_cgroup: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One process in one tick."""
+
+    instance: Instance
+    stat: Stat
+    cpu_s: float
+    detail: Detail
+
+
+class ProcessReader:
+    """Reads /proc; remembers descriptors and details between ticks."""
+
+    def __init__(self, proc: str = "/proc") -> None:
+        self._proc = proc
+        self._ticks_per_s = os.sysconf("SC_CLK_TCK")
+        self._open: dict[int, int] = {}
+        self._details: dict[Instance, Detail] = {}
+        self.vanished_count = 0
+        self.unreadable_count = 0
+
+    def read_all(self, now_s: float, members: dict[int, str], detail_interval_s: float) -> list[Reading]:
+        """Return every process that is no kernel thread, by pid.
+
+        `members` are the pids in partition cgroups with their cgroup: read in full.
+        """
+        self.vanished_count = self.unreadable_count = 0
+        pids = sorted(int(name) for name in os.listdir(self._proc) if name.isdigit())
+        readings: list[Reading] = []
+        for pid in pids:
+            try:
+                reading = self._read(pid, now_s, members, detail_interval_s)
+            except (FileNotFoundError, ProcessLookupError):
+                self.vanished_count += 1
+                continue
+            except PermissionError:
+                self.unreadable_count += 1
+                continue
+            if reading is not None:
+                readings.append(reading)
+        self._forget(set(pids), {reading.instance for reading in readings})
+        return readings
+
+    def close(self) -> None:
+        """Release every descriptor."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+    def _read(self, pid: int, now_s: float, members: dict[int, str], detail_interval_s: float) -> Reading | None:
+        stat = procfs.parse_stat(self._stat_of(pid), self._ticks_per_s)
+        if stat is None or stat.is_kernel_thread:
+            return None
+        instance = Instance(pid=pid, start_ticks=stat.start_ticks)
+        is_member = pid in members
+        detail = self._details.get(instance)
+        if detail is None:
+            detail = self._read_detail(pid, now_s)
+        elif is_member:
+            # What a member is does not change in a second; what it holds does.
+            detail = replace(detail, kinds=self._kinds(pid), io=self._io(pid), memory_cgroup=members[pid])
+        elif now_s - detail.read_at_s >= detail_interval_s * (0.75 + (pid % 8) / 16):
+            detail = self._read_detail(pid, now_s)
+        self._details[instance] = detail
+        cpu_s = stat.cpu_s
+        if is_member:  # 10 ms of `stat` are too coarse to tell whether somebody has run at all
+            exact = procfs.parse_schedstat(self._some(f"{self._proc}/{pid}/schedstat"))
+            cpu_s = self._threads_cpu_s(pid, exact, stat.cpu_s)
+        return Reading(instance=instance, stat=stat, cpu_s=cpu_s, detail=detail)
+
+    @staticmethod
+    def _threads_cpu_s(_pid: int, leader_s: float | None, whole_s: float) -> float:
+        # schedstat of a process is its first thread's: `stat` knows of the others, to 10 ms. The larger is right.
+        return whole_s if leader_s is None else max(leader_s, whole_s)
+
+    def _stat_of(self, pid: int) -> bytes:
+        descriptor = self._open.get(pid)
+        if descriptor is not None:
+            try:
+                return os.pread(descriptor, 1024, 0)
+            except ProcessLookupError:  # that process is gone; the pid may be another's by now
+                os.close(self._open.pop(pid))
+        descriptor = os.open(f"{self._proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        if len(self._open) < KEPT_OPEN_MOST:
+            self._open[pid] = descriptor
+            return os.pread(descriptor, 1024, 0)
+        try:
+            return os.pread(descriptor, 1024, 0)
+        finally:
+            os.close(descriptor)
+
+    def _read_detail(self, pid: int, now_s: float) -> Detail:
+        memory, unified = procfs.parse_cgroup(self._some(f"{self._proc}/{pid}/cgroup"))
+        return Detail(
+            read_at_s=now_s,
+            kinds=self._kinds(pid),
+            io=self._io(pid),
+            exe=self._exe(pid),
+            user=os.stat(f"{self._proc}/{pid}").st_uid,
+            memory_cgroup=memory if memory is not None else unified or "",
+            unified_cgroup=unified or "",
+        )
+
+    def _kinds(self, pid: int) -> MemoryKinds | None:
+        return procfs.parse_status(procfs.read_file(f"{self._proc}/{pid}/status"))
+
+    def _io(self, pid: int) -> tuple[int, int] | None:
+        return procfs.parse_io(self._some(f"{self._proc}/{pid}/io"))
+
+    def _some(self, path: str) -> bytes:
+        """Return a file's content, empty where this user may not read it or the kernel has none."""
+        try:
+            return procfs.read_file(path)
+        except PermissionError:
+            self.unreadable_count += 1
+            return b""
+        except FileNotFoundError:
+            return b""
+
+    def _exe(self, pid: int) -> str:
+        try:
+            return os.readlink(f"{self._proc}/{pid}/exe").removesuffix(" (deleted)")
+        except PermissionError:
+            self.unreadable_count += 1
+            return ""
+
+    def _forget(self, pids: set[int], instances: set[Instance]) -> None:
+        for pid in [pid for pid in self._open if pid not in pids]:
+            os.close(self._open.pop(pid))
+        if len(self._details) > 2 * len(instances) + 64:
+            self._details = {one: detail for one, detail in self._details.items() if one in instances}
