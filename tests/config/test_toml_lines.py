@@ -86,6 +86,9 @@ def test_a_line_more_above_moves_what_is_below(document, data):
             before = set(paths_of(tomllib.loads(above)))
         except tomllib.TOMLDecodeError:
             continue  # the cut went through a value of several lines
+        # A table may be opened by its child's header before its own comes: that is where it first stands.
+        if tomllib.loads(above) and any(other[: len(path)] == path for other in before if other != path):
+            continue
         assert path not in before
         if len(path) == 1:
             below = document.split("\n")[line - 1]

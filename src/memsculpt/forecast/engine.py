@@ -16,15 +16,19 @@ from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import ForecastSettings
 from memsculpt.forecast import conformal, mixture, season
-from memsculpt.forecast.experts import EXPERTS
+from memsculpt.forecast.experts import EXPERTS, Drift
 from memsculpt.forecast.memory import Slots
 from memsculpt.forecast.protocol import Series
 
 GRID_S = 1.0
+DRIFT = next(row for row, expert in enumerate(EXPERTS) if isinstance(expert, Drift))
 SEASON_EVERY_S = 20.0
 ALARM_RATIO = 1.2
 ALARM_HALF_LIFE_S = 120.0
 ALARM_LEVEL = 0.9
+# Growth may get faster within a horizon: up to this many times what drift expects is thought possible.
+GROWTH_MARGIN = 2.0
+TAIL_LEVEL = 0.99  # from here on surprises are what the level is for
 WARM_POINTS = 30
 # How many forecasts of one horizon wait for their truth at a time: a minute's horizon is not scored every second.
 PENDING_PER_HORIZON = 12
@@ -76,7 +80,8 @@ def step(state: Forecaster, profiles: Profiles, settings: ForecastSettings) -> t
     weights = mixture.used_weights(slots.weights[at], confident)
     mixed = _in_order(mixture.mix(by_expert, weights) + slots.correction[at])
     _remember(state, at, profiles, points, by_expert, mixed)
-    quantiles = _in_order(_with_alarms(slots, at, mixed, profiles, levels))
+    bounded = _bounded(slots, at, mixed, need, points[:, DRIFT], levels)
+    quantiles = _in_order(_with_alarms(slots, at, bounded, profiles, levels))
     state.time_s = profiles.time_s
     act = settings.horizons_s.index(settings.act_horizon_s)
     leaders: list[int] = weights[:, :, act].argmax(axis=1).tolist()
@@ -216,6 +221,19 @@ def _remember(
                 counts=~profiles.is_starting,
             )
         )
+
+
+def _bounded(slots: Slots, at: Int64, mixed: Float64, need: Float64, drifting: Float64, levels: Float64) -> Float64:
+    """Keep all but the top levels within what the workload ever needed, or can reach by growing as it does now.
+
+    After a surprise the tracked offsets stand for its size, and are added to whatever is expected next, also to
+    a peak that has been as high as it ever was: without this bound room would be made for needs that no
+    workload of this kind ever had.
+    """
+    known = np.maximum(slots.historic_peak[at], slots.startup_peak[at])
+    grown = need[:, np.newaxis] + GROWTH_MARGIN * np.maximum(drifting - need[:, np.newaxis], 0.0)
+    most = np.maximum(known[:, np.newaxis], grown)[:, :, np.newaxis]
+    return np.where(levels < TAIL_LEVEL, np.minimum(mixed, most), mixed)
 
 
 def _with_alarms(slots: Slots, at: Int64, mixed: Float64, profiles: Profiles, levels: Float64) -> Float64:

@@ -61,8 +61,6 @@ def choose(
     is empty when nothing is worth its cost. Raises ValueError when guarantees exceed the capacity, which
     the configuration refuses.
     """
-    if not settings.partitions and not planner.created:
-        return planner, Plan(made_at_s=observation.time_s)
     planner = memory.refreshed(planner, observation, profiles, settings)
     outlook = look_ahead(planner, observation, profiles, forecasts, corrections, settings)
     planner, now, sizes, growth = outlook.planner, outlook.now, outlook.sizes, outlook.growth

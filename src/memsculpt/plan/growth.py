@@ -33,6 +33,7 @@ def growth_of(now: Situation, sizes: Sizes) -> Growth:
     needed = now.sum_by_partition(need)
     # A workload's entitlement, in whole bytes: need × min(1, size / need of the partition).
     share = np.minimum(sizes.size_bytes / np.maximum(needed, 1), 1.0)
+    share = np.append(share, 1.0)  # the row of those in no partition, also where there is none at all
     entitled = np.where(inside, np.floor(need * share[np.maximum(rows, 0)]), 0.0).astype(np.int64)
     entitled = np.where(inside & (share[np.maximum(rows, 0)] >= 1.0), need, entitled)
     by_workload = np.maximum(entitled - now.workloads.held_bytes, 0)

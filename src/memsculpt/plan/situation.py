@@ -30,8 +30,6 @@ _Scalar = TypeVar("_Scalar", np.int64, np.float64, np.bool_)
 # lower lets one phase in ten begin with faults that could have been spared.
 NEED_LEVEL = 0.9
 MEDIAN_LEVEL = 0.5
-# Growth may get faster within the horizon: this many times what it allocates now is thought possible.
-_GROWTH_MARGIN = 2.0
 # Needing a sixteenth more than ever before is taken to be half as likely; a little more for who is small.
 _TAIL_OWN_PART = 16.0
 _TAIL_EVEN_PART = 32.0
@@ -254,11 +252,7 @@ def _workload_columns(
             floor[row] = max(int(floor[row]), others + reservation.target_bytes)
     forecast = _rows_of(seen.ids, forecasts.ids)
     act = level_column(forecasts.horizons_s, settings.forecast.act_horizon_s)
-    # Nobody can need within the horizon more than it has and can allocate until then, whatever the forecast's tail.
-    possible = held + seen.swapped_bytes
-    possible += (_GROWTH_MARGIN * profiles.growth_bytes_per_s * settings.forecast.act_horizon_s).astype(np.int64)
     quantiles = _quantiles(forecasts, forecast, act, headroom, floor)
-    quantiles = np.maximum(np.minimum(quantiles, possible[:, np.newaxis]), floor[:, np.newaxis])
     later = np.stack(
         [_at_need_level(forecasts, forecast, column, headroom, floor) for column in range(len(forecasts.horizons_s))],
         axis=1,

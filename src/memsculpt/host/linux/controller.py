@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory controller, v1 or v2: one protocol, two files, and the finder of the mount points."""
+"""The memory controller, v1 or v2: one protocol, two files (cgroup1.py, cgroup2.py)."""
 
 import os
 from dataclasses import dataclass
@@ -69,33 +69,6 @@ class Controller(Protocol):
     def move(self, pid: int, cgroup: CgroupPath) -> bool:
         """Move a process; tell whether its charge went along."""
         ...
-
-
-def find_controller(mounts: str = "/proc/self/mounts") -> tuple[Controller | None, str | None]:
-    """Return the memory controller and the mount point of the unified hierarchy (PSI), None where absent."""
-    from memsculpt.host.linux.cgroup1 import CgroupV1
-    from memsculpt.host.linux.cgroup2 import CgroupV2
-
-    v1: str | None = None
-    v2: str | None = None
-    for line in procfs.read_file(mounts).splitlines():
-        words = line.split()
-        if len(words) >= 4 and words[2] == b"cgroup" and b"memory" in words[3].split(b","):
-            v1 = v1 or os.fsdecode(words[1])
-        elif len(words) >= 4 and words[2] == b"cgroup2":
-            v2 = v2 or os.fsdecode(words[1])
-    if v1 is not None:
-        return CgroupV1(v1), v2
-    if v2 is not None and b"memory" in _controllers(v2):
-        return CgroupV2(v2), v2
-    return None, v2
-
-
-def _controllers(root: str) -> list[bytes]:
-    try:
-        return procfs.read_file(f"{root}/cgroup.controllers").split()
-    except OSError:  # a hierarchy that may not be read has nothing to offer
-        return []
 
 
 def read_pids(folder: str) -> list[int]:

@@ -14,8 +14,9 @@ from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.errors import ConfigError, Refused, Unavailable, Vanished
 from memsculpt.host import doctor
 from memsculpt.host.linux import procfs, psi, workloads
-from memsculpt.host.linux.controller import NAME_OF_OURS, Controller, find_controller
+from memsculpt.host.linux.controller import NAME_OF_OURS, Controller
 from memsculpt.host.linux.errnos import translate
+from memsculpt.host.linux.hierarchy import find_controller
 from memsculpt.host.linux.observe import LinuxObserver
 from memsculpt.host.linux.pager import LinuxPager
 from memsculpt.host.linux.systemd import SystemdLimits, runs_systemd
