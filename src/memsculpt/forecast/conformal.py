@@ -14,11 +14,11 @@ from memsculpt.domain.arrays import Float64
 STEP = 0.05  # of the recent largest error
 SCORE_DECAY = 0.99
 # Before anything is known: how far above the point each level starts, as a share of it. Wide, not wild.
-PRIOR_SPREAD_RATIO = 0.25
+PRIOR_SPREAD_RATIO = 0.1
 
 
 def initial_offsets(need_bytes: Float64, levels: Float64) -> Float64:
-    """Return offsets for workloads never seen, shape (n, levels): 0 at the median, a quarter at the top."""
+    """Return offsets for workloads never seen, shape (n, levels): 0 at the median, a tenth of the need at the top."""
     share = np.maximum(levels - 0.5, 0.0) / 0.5
     return need_bytes[:, np.newaxis] * PRIOR_SPREAD_RATIO * share**2
 

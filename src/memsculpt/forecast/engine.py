@@ -71,6 +71,10 @@ def step(state: Forecaster, profiles: Profiles, settings: ForecastSettings) -> t
     need = profiles.needed_bytes.astype(np.float64)
     levels = np.array(settings.levels)
     at = slots.open_slots(profiles.ids, need, profiles.time_s, conformal.initial_offsets(need, levels))
+    settled = (slots.was_starting[at] == 1) & ~profiles.is_starting
+    if settled.any():
+        slots.begin_steady(at[settled], need[settled], conformal.initial_offsets(need[settled], levels))
+    slots.was_starting[at] = profiles.is_starting
     _take_in(state, slots, at, profiles, need)
     _score(state, slots, profiles, at, need, levels)
     series = _series(slots, at, profiles, need)
@@ -224,16 +228,17 @@ def _remember(
 
 
 def _bounded(slots: Slots, at: Int64, mixed: Float64, need: Float64, drifting: Float64, levels: Float64) -> Float64:
-    """Keep all but the top levels within what the workload ever needed, or can reach by growing as it does now.
+    """Keep all but the top levels of a workload that pauses within what it ever needed, or is growing to.
 
-    After a surprise the tracked offsets stand for its size, and are added to whatever is expected next, also to
-    a peak that has been as high as it ever was: without this bound room would be made for needs that no
-    workload of this kind ever had.
+    Its errors are whole phases: after a surprise the tracked offsets stand for one, and are added to whatever is
+    expected next, also to a phase. Without this bound room would be made for one and a half phases.
     """
+    pauses = np.isfinite(slots.onset_s[at, -1])
     known = np.maximum(slots.historic_peak[at], slots.startup_peak[at])
     grown = need[:, np.newaxis] + GROWTH_MARGIN * np.maximum(drifting - need[:, np.newaxis], 0.0)
     most = np.maximum(known[:, np.newaxis], grown)[:, :, np.newaxis]
-    return np.where(levels < TAIL_LEVEL, np.minimum(mixed, most), mixed)
+    is_bound = pauses[:, np.newaxis, np.newaxis] & (levels < TAIL_LEVEL)
+    return np.where(is_bound, np.minimum(mixed, most), mixed)
 
 
 def _with_alarms(slots: Slots, at: Int64, mixed: Float64, profiles: Profiles, levels: Float64) -> Float64:

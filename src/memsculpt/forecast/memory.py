@@ -23,6 +23,7 @@ _ARRAYS = (
     "ring",
     "known_count",
     "was_idle",
+    "was_starting",
     "onset_s",
     "phase_peaks",
     "season_s",
@@ -49,6 +50,7 @@ class Slots:
         self.ring: Float64 = np.empty((0, history))
         self.known_count: Float64 = np.empty(0)
         self.was_idle: Int64 = np.empty(0, np.int64)
+        self.was_starting: Int64 = np.empty(0, np.int64)
         self.onset_s: Float64 = np.empty((0, N_ONSETS))
         self.phase_peaks: Float64 = np.empty((0, N_ONSETS))
         self.season_s: Float64 = np.empty(0)
@@ -93,6 +95,15 @@ class Slots:
         self.weights[slot] = 1.0 / self.experts
         self.correction[slot] = 0.0
         self.scale[slot] = 0.05 * need + float(1 << 20)
+        self.was_starting[slot] = 0
+
+    def begin_steady(self, slots: Int64, need: Float64, prior: Float64) -> None:
+        """Forget the start's series and errors when steady state begins; peaks and phases are kept."""
+        self.ring[slots] = need[:, np.newaxis]
+        self.known_count[slots] = 0
+        self.offsets[slots] = prior[:, np.newaxis, np.newaxis, :]
+        self.correction[slots] = 0.0
+        self.scale[slots] = (0.05 * need + float(1 << 20))[:, np.newaxis]
 
     def _drop_gone(self, now_s: float) -> None:
         gone = [each for each, slot in self.of.items() if now_s - self.seen_at_s[slot] > KEEP_GONE_S]

@@ -17,6 +17,7 @@ REGULAR_RATIO = 0.25
 # An early phase costs more than room held in vain for a moment: expect it this much before its time.
 EARLY_S = 0.6
 LATE_S = 1.5
+GAPS_USED = 5
 
 
 class SeasonalNaive:
@@ -47,15 +48,13 @@ def rhythm(series: Series) -> tuple[Float64, Float64]:
     The period is the median of the last gaps, so that one late phase does not move it; two phases are
     taken for a rhythm until a third says otherwise.
     """
-    gaps = np.diff(series.onset_s, axis=1)
-    count = np.isfinite(gaps).sum(axis=1)
+    gaps = np.diff(series.onset_s, axis=1)[:, -GAPS_USED:]
+    known = np.isfinite(gaps).any(axis=1)
     period = np.full(len(gaps), np.nan)
     jitter = np.zeros(len(gaps))
-    if (count > 0).any():
-        chosen = gaps[count > 0]
-        period[count > 0] = np.nanmedian(chosen[:, -5:], axis=1)
-        off = np.abs(chosen[:, -5:] - period[count > 0][:, np.newaxis])
-        jitter[count > 0] = np.nanmedian(off, axis=1)
+    if known.any():
+        period[known] = np.nanmedian(gaps[known], axis=1)
+        jitter[known] = np.nanmedian(np.abs(gaps[known] - period[known, np.newaxis]), axis=1)
     is_regular = jitter <= REGULAR_RATIO * period
     # A rhythm that has failed to come twice is over.
     last = series.onset_s[:, -1]
