@@ -17,6 +17,7 @@ from memsculpt.errors import ConfigError, Unavailable
 SYSTEM_CONFIG = Path("/etc/memsculpt/memsculpt.toml")
 SYSTEM_SOCKET = "/run/memsculpt/agent.sock"
 DEFAULT_LISTEN = "127.0.0.1:8472"
+MACHINE_LOCK = Path("/run/memsculpt/agent.lock")
 
 
 def user_socket(uid: int, environment: Mapping[str, str]) -> str:
@@ -44,6 +45,18 @@ def placed(settings: Settings, *, uid: int | None = None, environment: Mapping[s
     if settings.state == defaults.state:
         settings = replace(settings, state=user_state(environment))
     return settings
+
+
+def machine_lock(environment: Mapping[str, str] | None = None) -> Path | None:
+    """Return the file that keeps a second agent off this machine; None where this user may not make it.
+
+    MEMSCULPT_MACHINE_LOCK names another one, so that tests run beside an agent.
+    """
+    environment = os.environ if environment is None else environment
+    named = environment.get("MEMSCULPT_MACHINE_LOCK")
+    if named:
+        return Path(named)
+    return MACHINE_LOCK if os.geteuid() == 0 else None
 
 
 def config_path(named: str | None) -> Path | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`memsculpt exec`: start a program inside a partition from its first page on, so that nothing stays charged elsewhere."""
+"""`memsculpt exec`: start a program inside a partition from its first page on; nothing stays charged elsewhere."""
 
 import argparse
 

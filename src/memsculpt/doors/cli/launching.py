@@ -35,7 +35,7 @@ def become(command: list[str], *, partition: str, share: bool, config: str | Non
     finally:
         host.close()
     try:
-        os.execvp(command[0], command)
+        os.execvp(command[0], command)  # noqa: S606  becoming the program is what the command is for
     except OSError as error:
         raise MemsculptError(
             place=command[0], problem=f"cannot be started: {error.strerror}", fix="name a program that is there"

@@ -6,7 +6,6 @@ guardian, API, ticks. On the way out: ticks end, everything is undone, the guard
 """
 
 import json
-import os
 import signal
 import sys
 import threading
@@ -57,7 +56,7 @@ def run(wanted: Wanted) -> int:
         host = open_host(settings)
         stack.callback(host.close)
         watch(host, settings, wanted.config)
-        journal = act.Journal.open(settings.state, machine_lock=act.MACHINE_LOCK if os.geteuid() == 0 else None)
+        journal = act.Journal.open(settings.state, machine_lock=places.machine_lock())
         stack.callback(journal.close)
         for note in journal.notes:
             tell(f"note: {note}")

@@ -4,6 +4,7 @@
 from dataclasses import replace
 
 from memsculpt import act
+from memsculpt.doors import places
 from memsculpt.doors.cli.preparing import read_settings
 from memsculpt.host import open_host
 
@@ -17,7 +18,7 @@ def undo(*, state: str | None, config: str | None) -> act.RestoreReport:
     # The partitions are not watched: what is to undo stands in the journal, also for those that are gone from the file.
     host = open_host(replace(settings, partitions=()))
     try:
-        journal = act.Journal.open(state or settings.state)
+        journal = act.Journal.open(state or settings.state, machine_lock=places.machine_lock())
         try:
             return act.restore(host, journal)
         finally:
