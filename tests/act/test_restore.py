@@ -83,6 +83,7 @@ actions = st.one_of(
 plans = st.lists(st.lists(actions, max_size=5), min_size=1, max_size=4)
 
 
+@pytest.mark.timeout(60)
 @given(plans=plans, one_file=st.booleans(), dies_after=st.integers(0, 30), lost=st.floats(0, 1))
 def test_restore_gives_back_every_value_wherever_the_agent_died(plans, one_file, dies_after, lost):
     """After any plans and a death at any write, with any later bytes of the journal lost, all is as before.
@@ -127,6 +128,7 @@ def test_restore_gives_back_every_value_wherever_the_agent_died(plans, one_file,
         assert not report.count(Outcome.LEFT_ALONE)
 
 
+@pytest.mark.timeout(60)
 @given(plans=plans, one_file=st.booleans(), stops_after=st.integers(0, 12))
 def test_an_interrupted_restore_is_finished_by_the_next(plans, one_file, stops_after):
     """A restore that dies at any of its own writes leaves a journal from which the next one finishes."""
@@ -156,6 +158,7 @@ def test_an_interrupted_restore_is_finished_by_the_next(plans, one_file, stops_a
         assert host.contents() == before, report
 
 
+@pytest.mark.timeout(60)
 @given(
     first=st.integers(1, 8 << 30),
     theirs=st.integers(1, 16 << 30).map(lambda size: size // PAGE_BYTES * PAGE_BYTES),

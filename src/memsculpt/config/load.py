@@ -143,7 +143,8 @@ class _Reading:
         return replace(whole, partitions=tuple(PartitionSettings(**fields) for fields in partitions))
 
     def raise_complaints(self) -> None:
-        """Raise what was collected: one complaint as it is, several together."""
+        """Raise what was collected: one complaint as it is, several together, by their lines."""
+        self.complaints.sort(key=_line_of)
         if len(self.complaints) == 1:
             raise self.complaints[0]
         if self.complaints:
@@ -207,7 +208,8 @@ class _Reading:
     def _refuse_unknown(self, path: KeyPath, table: dict[str, Any], known: list[str]) -> None:
         for name in table:
             if name not in known:
-                where = f"[{path[0]}]" if path else "the file"
+                sections = [key for key in path if isinstance(key, str)]
+                where = f"[{sections[-1]}]" if sections else "the file"
                 self._complain_at((*path, name), f"{show(name)} is no key of {where}", _nearest(name, path, known))
 
     def _complain_at(self, path: KeyPath, problem: str, fix: str) -> None:
@@ -217,6 +219,11 @@ class _Reading:
             around = around[:-1]
         place = f"{self._place}:{self.lines[around]}" if around else self._place
         self.complaints.append(ConfigError(place=place, problem=problem, fix=fix))
+
+
+def _line_of(complaint: ConfigError) -> int:
+    line = complaint.place.rpartition(":")[2]
+    return int(line) if line.isdigit() else 0
 
 
 def _nearest(name: str, path: KeyPath, known: list[str]) -> str:

@@ -220,5 +220,6 @@ def _from_units(value: str, complaint: str, what: str, example: str) -> Wrong:
         tail = "/s" if value.strip().endswith("/s") else ""
         problem = f"{show(value)} has a decimal unit, which half of the world means otherwise"
         return Wrong(problem, f'write "{decimal[1].strip()}{letter}iB{tail}" if 1024 is meant')
-    problem = complaint.partition(": ")[2].partition("; ")[0]
-    return Wrong(f"{show(value)}: {problem}" if problem else complaint, f"write {what} such as {example}")
+    problem, _, units = complaint.partition(": ")[2].partition("; ")
+    also = f" ({units})" if units.startswith("write one of") else ""
+    return Wrong(f"{show(value)}: {problem}" if problem else complaint, f"write {what} such as {example}{also}")
