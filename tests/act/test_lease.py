@@ -71,9 +71,12 @@ def stand_in(tmp_path):
 
     yield start
     for each in started:
-        each.process.kill()
-        each.process.wait()
-        each.process.stdin.close()
+        each.process.stdin.close()  # a normal end, where it is still alive
+        try:
+            each.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            each.process.kill()
+            each.process.wait()
         each.process.stdout.close()
         until(lambda each=each: not is_alive(each.guardian), "the guardian's end")
 

@@ -172,13 +172,16 @@ class _Reading:
         partitions: list[dict[str, Any]] = []
         for index, each in enumerate(cast("list[Any]", found)):
             path = ("partition", index)
-            table = self._table(path, each)
+            if not isinstance(each, dict):
+                self._table(path, each)
+                continue
+            table = cast("dict[str, Any]", each)
             fields = self._fields(path, {key: table[key] for key in table if key != "match"}, keys.PARTITION)
             match_table = self._table((*path, "match"), table.get("match", {}))
             fields["match"] = Match(**self._fields((*path, "match"), match_table, keys.MATCH))
             if "name" not in table:
                 self._complain_at(path, "this partition has no name", 'add name = "..." below [[partition]]')
-            if not match_table:
+            if not match_table and table.get("match", {}) == {}:
                 fix = 'add match = { cgroup = "..." }, or exe, user, pid, vm, label'
                 self._complain_at((*path, "match"), "this partition matches nothing", fix)
             partitions.append(fields)
@@ -228,13 +231,11 @@ def _line_of(complaint: ConfigError) -> int:
 
 def _nearest(name: str, path: KeyPath, known: list[str]) -> str:
     """Return the fix for an unknown key: the nearest known one, or the section where it belongs, or the whole list."""
-    close = get_close_matches(name.lower().replace("-", "_"), known, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
     everywhere = {**keys.SECTIONS, "partition": keys.PARTITION, "match": keys.MATCH}
     homes = [section for section, table in everywhere.items() if name in table and section not in path]
     if homes:
-        return (
-            f"{name} belongs into [{homes[0]}]" if homes[0] != "partition" else f"{name} belongs into a [[partition]]"
-        )
+        return f"{name} belongs in [{homes[0]}]" if homes[0] != "partition" else f"{name} belongs in a [[partition]]"
+    close = get_close_matches(name.lower().replace("-", "_"), known, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
     return "remove it; known here: " + ", ".join(known)

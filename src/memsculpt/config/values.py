@@ -134,6 +134,7 @@ def ratio(low: float, high: float) -> Read:
 
     def read(value: Any) -> float:
         share = cast("float", _quantity(parse_ratio, "a share", '"90%"')(value))
+        share = round(share, 12)  # "99.9%" is 0.999, not 0.9990000000000001
         if not low <= share <= high:
             raise Wrong(f"{show(value)} is out of bounds", f'write from "{low * 100:g}%" to "{high * 100:g}%"')
         return share
