@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 
 from memsculpt.act import ActionIds, Journal, Outcome, apply, restore
 from memsculpt.domain.outcome import Status
-from memsculpt.domain.plan import CreateCgroup, LimitKind, MoveProcess, Plan, Reason, Reclaim, SetLimit
-from memsculpt.domain.workload import CgroupPath, Instance
-from tests.act.text_host import PAGE_BYTES, TextHost
-
-MIB = 1 << 20
-WHY = Reason(code="test", text="because")
-OWN = CgroupPath("memsculpt-own")
-JOB = Instance(pid=77, start_ticks=1234)
-CGROUPS = [CgroupPath("cache"), CgroupPath("batch"), CgroupPath("batch/inner")]
-
+from memsculpt.domain.plan import LimitKind, Plan, Reclaim
+from memsculpt.domain.workload import Instance
+from tests.act.builders import CGROUPS, JOB, MIB, OWN, WHY, create, move, new_host, set_limit
+from tests.act.text_host import PAGE_BYTES
 
 # Hundreds of fsyncs: on a shared disk they would take minutes, in memory they take nothing.
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -33,37 +27,6 @@ class Died(BaseException):
 
 def open_journal(folder: Path) -> Journal:
     return Journal.open(folder, machine_lock=None)
-
-
-def new_host(root: Path, *, one_file: bool = True) -> TextHost:
-    host = TextHost(root, limits_in_one_file=one_file)
-    host.add_cgroup("cache", limit="8589934592\n", guarantee="1073741824\n")
-    host.add_cgroup("batch", limit="536870912\n")
-    host.add_cgroup("batch/inner")
-    host.add_process("batch", JOB)
-    return host
-
-
-def set_limit(cgroup=CGROUPS[0], to_bytes=1 << 30, kind=LimitKind.LIMIT, lift_at_s=None, from_bytes=8 << 30):
-    return SetLimit(
-        partition="p",
-        cgroup=cgroup,
-        kind=kind,
-        from_bytes=from_bytes,
-        to_bytes=to_bytes,
-        reason=WHY,
-        lift_at_s=lift_at_s,
-    )
-
-
-def move(to_cgroup=OWN, from_cgroup=CGROUPS[1]):
-    return MoveProcess(
-        partition="p", from_cgroup=from_cgroup, to_cgroup=to_cgroup, process=JOB, charged_bytes=MIB, reason=WHY
-    )
-
-
-def create(cgroup=OWN):
-    return CreateCgroup(partition="p", cgroup=cgroup, reason=WHY)
 
 
 actions = st.one_of(
@@ -83,6 +46,7 @@ actions = st.one_of(
 plans = st.lists(st.lists(actions, max_size=5), min_size=1, max_size=4)
 
 
+@pytest.mark.timeout(60)
 @given(plans=plans, one_file=st.booleans(), dies_after=st.integers(0, 30), lost=st.floats(0, 1))
 def test_restore_gives_back_every_value_wherever_the_agent_died(plans, one_file, dies_after, lost):
     """After any plans and a death at any write, with any later bytes of the journal lost, all is as before.
@@ -127,6 +91,7 @@ def test_restore_gives_back_every_value_wherever_the_agent_died(plans, one_file,
         assert not report.count(Outcome.LEFT_ALONE)
 
 
+@pytest.mark.timeout(60)
 @given(plans=plans, one_file=st.booleans(), stops_after=st.integers(0, 12))
 def test_an_interrupted_restore_is_finished_by_the_next(plans, one_file, stops_after):
     """A restore that dies at any of its own writes leaves a journal from which the next one finishes."""
@@ -156,6 +121,7 @@ def test_an_interrupted_restore_is_finished_by_the_next(plans, one_file, stops_a
         assert host.contents() == before, report
 
 
+@pytest.mark.timeout(60)
 @given(
     first=st.integers(1, 8 << 30),
     theirs=st.integers(1, 16 << 30).map(lambda size: size // PAGE_BYTES * PAGE_BYTES),

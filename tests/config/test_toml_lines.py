@@ -4,7 +4,8 @@
 import json
 import tomllib
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memsculpt.config.toml_lines import locate
@@ -67,6 +68,8 @@ def paths_of(value, path=()):
         yield from paths_of(each, (*path, key))
 
 
+@pytest.mark.timeout(60)
+@settings(max_examples=60)
 @given(document=documents(), line_end=st.sampled_from(["\n", "\r\n"]))
 def test_exactly_the_keys_of_the_text_are_found(document, line_end):
     """The paths are those of tomllib's result, no more and no fewer, however they are spelled."""
@@ -76,23 +79,19 @@ def test_exactly_the_keys_of_the_text_are_found(document, line_end):
     assert set(locate(text)) == set(paths_of(tomllib.loads(text)))
 
 
-@given(document=documents(), data=st.data())
-def test_a_line_more_above_moves_what_is_below(document, data):
-    """Cutting the text before the line of a key loses that key: it does stand there."""
-    lines = locate(document)
-    for path, line in lines.items():
-        above = "\n".join(document.split("\n")[: line - 1])
-        try:
-            before = set(paths_of(tomllib.loads(above)))
-        except tomllib.TOMLDecodeError:
-            continue  # the cut went through a value of several lines
-        # A table may be opened by its child's header before its own comes: that is where it first stands.
-        if tomllib.loads(above) and any(other[: len(path)] == path for other in before if other != path):
-            continue
-        assert path not in before
-        if len(path) == 1:
-            below = document.split("\n")[line - 1]
-            assert below.strip(), "a key stands on a line with something on it"
+@pytest.mark.timeout(60)
+@settings(max_examples=60)
+@given(document=documents())
+def test_a_key_begins_on_its_line(document):
+    """The text above the line of a key does not have it yet; the text up to that line does, where it is whole."""
+    rows = document.split("\n")
+    for path, line in locate(document).items():
+        for upto, is_there in ((line - 1, False), (line, True)):
+            try:
+                found = set(paths_of(tomllib.loads("\n".join(rows[:upto]))))
+            except tomllib.TOMLDecodeError:
+                continue  # the cut went through a value of several lines
+            assert (path in found) is is_there, (path, line)
 
 
 def test_each_spelling_by_hand():

@@ -286,15 +286,16 @@ class _Run:
         if where == action.to_cgroup:
             return _Done(status=Status.DONE)
         earlier = self._journal.ledger.moved(action.process)
-        moved_since = where != (action.from_cgroup if earlier is None else earlier.to_cgroup)
-        if moved_since or action.process in self._journal.left_alone:
+        ours = (action.from_cgroup,) if earlier is None else (earlier.via_cgroup, earlier.to_cgroup)
+        if where not in ours or action.process in self._journal.left_alone:
             self._journal.left_alone.add(action.process)
             problem = f"pid {action.process.pid} is in cgroup {where!r}: somebody else moved it there, so it stays"
             return _Done(status=Status.LEFT_ALONE, problem=problem)
         self._journal.append(
             ProcessMoved(
                 process=action.process,
-                from_cgroup=earlier.from_cgroup if earlier is not None else action.from_cgroup,
+                from_cgroup=where if earlier is None else earlier.from_cgroup,
+                via_cgroup=where,
                 to_cgroup=action.to_cgroup,
                 origin=origin,
             )

@@ -62,7 +62,7 @@ def lease_for(interval_s: float) -> float:
 
 def restore_command(state_dir: str | Path) -> tuple[str, ...]:
     """Return the command that undoes what the journal in `state_dir` names."""
-    return (sys.executable, "-m", "memsculpt", "restore", "--state", str(state_dir))
+    return (sys.executable, "-m", "memsculpt", "restore", "--state", os.path.abspath(state_dir))
 
 
 class Lease:

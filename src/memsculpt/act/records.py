@@ -74,10 +74,14 @@ class CgroupCreated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessMoved:
-    """A process is about to change its cgroup; `from_cgroup` is where it was before memsculpt's first move."""
+    """A process is about to change its cgroup; `from_cgroup` is where it was before memsculpt's first move.
+
+    Until it is known to be in `to_cgroup` it may still be in `via_cgroup`, where it was before this move.
+    """
 
     process: Instance
     from_cgroup: CgroupPath
+    via_cgroup: CgroupPath
     to_cgroup: CgroupPath
     origin: Origin
 
@@ -202,6 +206,7 @@ def _fields_of(record: Record) -> dict[str, Any]:
                 "pid": record.process.pid,
                 "start": record.process.start_ticks,
                 "from": record.from_cgroup,
+                "via": record.via_cgroup,
                 "to": record.to_cgroup,
                 **_origin_fields(record.origin),
             }
@@ -256,6 +261,7 @@ def _record_from(fields: dict[str, Any]) -> Record:
             return ProcessMoved(
                 process=Instance(pid=fields["pid"], start_ticks=fields["start"]),
                 from_cgroup=CgroupPath(fields["from"]),
+                via_cgroup=CgroupPath(fields["via"]),
                 to_cgroup=CgroupPath(fields["to"]),
                 origin=_origin_from(fields),
             )

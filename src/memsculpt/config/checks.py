@@ -25,8 +25,13 @@ def check_sections(settings: Settings, complain: Complain) -> None:
         problem = "history: is shorter than the longest horizon, so that horizon could never be learnt"
         complain(("forecast", "history"), problem, f"write at least {format_duration_s(forecast.horizons_s[-1])}")
     if forecast.horizons_s[0] < settings.interval_s:
-        problem = f"horizons: the first is shorter than the interval ({format_duration_s(settings.interval_s)})"
-        complain(("forecast", "horizons"), problem, "begin with the interval or more, or shorten [agent] interval")
+        problem = (
+            f"an interval of {format_duration_s(settings.interval_s)} is longer than the first horizon "
+            f"({format_duration_s(forecast.horizons_s[0])}), which would be over before the next look"
+        )
+        is_usual = settings.interval_s == Settings().interval_s
+        path = ("forecast", "horizons") if is_usual else ("agent", "interval")
+        complain(path, problem, "shorten [agent] interval, or write longer [forecast] horizons and act_horizon")
     if settings.socket == settings.state:
         complain(("agent", "socket"), "socket and state are the same path", "give the socket a path of its own")
 

@@ -143,7 +143,8 @@ class _Reading:
         return replace(whole, partitions=tuple(PartitionSettings(**fields) for fields in partitions))
 
     def raise_complaints(self) -> None:
-        """Raise what was collected: one complaint as it is, several together."""
+        """Raise what was collected: one complaint as it is, several together, by their lines."""
+        self.complaints.sort(key=_line_of)
         if len(self.complaints) == 1:
             raise self.complaints[0]
         if self.complaints:
@@ -171,13 +172,16 @@ class _Reading:
         partitions: list[dict[str, Any]] = []
         for index, each in enumerate(cast("list[Any]", found)):
             path = ("partition", index)
-            table = self._table(path, each)
+            if not isinstance(each, dict):
+                self._table(path, each)
+                continue
+            table = cast("dict[str, Any]", each)
             fields = self._fields(path, {key: table[key] for key in table if key != "match"}, keys.PARTITION)
             match_table = self._table((*path, "match"), table.get("match", {}))
             fields["match"] = Match(**self._fields((*path, "match"), match_table, keys.MATCH))
             if "name" not in table:
                 self._complain_at(path, "this partition has no name", 'add name = "..." below [[partition]]')
-            if not match_table:
+            if not match_table and table.get("match", {}) == {}:
                 fix = 'add match = { cgroup = "..." }, or exe, user, pid, vm, label'
                 self._complain_at((*path, "match"), "this partition matches nothing", fix)
             partitions.append(fields)
@@ -207,7 +211,8 @@ class _Reading:
     def _refuse_unknown(self, path: KeyPath, table: dict[str, Any], known: list[str]) -> None:
         for name in table:
             if name not in known:
-                where = f"[{path[0]}]" if path else "the file"
+                sections = [key for key in path if isinstance(key, str)]
+                where = f"[{sections[-1]}]" if sections else "the file"
                 self._complain_at((*path, name), f"{show(name)} is no key of {where}", _nearest(name, path, known))
 
     def _complain_at(self, path: KeyPath, problem: str, fix: str) -> None:
@@ -219,15 +224,18 @@ class _Reading:
         self.complaints.append(ConfigError(place=place, problem=problem, fix=fix))
 
 
+def _line_of(complaint: ConfigError) -> int:
+    line = complaint.place.rpartition(":")[2]
+    return int(line) if line.isdigit() else 0
+
+
 def _nearest(name: str, path: KeyPath, known: list[str]) -> str:
     """Return the fix for an unknown key: the nearest known one, or the section where it belongs, or the whole list."""
-    close = get_close_matches(name.lower().replace("-", "_"), known, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
     everywhere = {**keys.SECTIONS, "partition": keys.PARTITION, "match": keys.MATCH}
     homes = [section for section, table in everywhere.items() if name in table and section not in path]
     if homes:
-        return (
-            f"{name} belongs into [{homes[0]}]" if homes[0] != "partition" else f"{name} belongs into a [[partition]]"
-        )
+        return f"{name} belongs in [{homes[0]}]" if homes[0] != "partition" else f"{name} belongs in a [[partition]]"
+    close = get_close_matches(name.lower().replace("-", "_"), known, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
     return "remove it; known here: " + ", ".join(known)

@@ -134,6 +134,7 @@ def ratio(low: float, high: float) -> Read:
 
     def read(value: Any) -> float:
         share = cast("float", _quantity(parse_ratio, "a share", '"90%"')(value))
+        share = round(share, 12)  # "99.9%" is 0.999, not 0.9990000000000001
         if not low <= share <= high:
             raise Wrong(f"{show(value)} is out of bounds", f'write from "{low * 100:g}%" to "{high * 100:g}%"')
         return share
@@ -220,5 +221,6 @@ def _from_units(value: str, complaint: str, what: str, example: str) -> Wrong:
         tail = "/s" if value.strip().endswith("/s") else ""
         problem = f"{show(value)} has a decimal unit, which half of the world means otherwise"
         return Wrong(problem, f'write "{decimal[1].strip()}{letter}iB{tail}" if 1024 is meant')
-    problem = complaint.partition(": ")[2].partition("; ")[0]
-    return Wrong(f"{show(value)}: {problem}" if problem else complaint, f"write {what} such as {example}")
+    problem, _, units = complaint.partition(": ")[2].partition("; ")
+    also = f" ({units})" if units.startswith("write one of") else ""
+    return Wrong(f"{show(value)}: {problem}" if problem else complaint, f"write {what} such as {example}{also}")
