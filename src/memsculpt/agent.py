@@ -106,7 +106,7 @@ class Agent:
             self._planner, observation, profiles, forecasts, self._corrections, settings
         )
         self._watch_created()
-        applied = self._carry_out(chosen)
+        applied = self._carry_out(observation, chosen)
         for asked, grant in answered:
             asked.answer.set_result(grant)
         self._learner, self._corrections = learn.step(self._learner, observation, profiles, forecasts, applied)
@@ -158,6 +158,8 @@ class Agent:
             )
             if self._failures_in_a_row == MAX_FAILURES:
                 self._give_up()
+            if self._gave_up:  # nothing is held any more, so the lease may be renewed for observing on
+                self.on_tick(self._host.now_s())
         else:
             self._failures_in_a_row = 0
             self.on_tick(self._host.now_s())
@@ -187,9 +189,11 @@ class Agent:
             self._created_count = len(self._planner.created)
             self._host.watch(self._settings.partitions + self._planner.created)
 
-    def _carry_out(self, chosen: Plan) -> tuple[Applied, ...]:
+    def _carry_out(self, observation: Observation, chosen: Plan) -> tuple[Applied, ...]:
         if self._settings.mode is Mode.APPLY and self._journal is not None and self._journal.writable:
-            return act.apply(self._host, self._journal, chosen, self._ids)
+            # The planner saves up rates over two ticks at most; that is checked once more at the last moment.
+            budget = act.Budget.for_tick(self._settings.plan, observation.memory, 2.0 * self._settings.interval_s)
+            return act.apply(self._host, self._journal, chosen, self._ids, budget=budget)
         return act.rehearse(chosen, self._host.now_s(), self._ids)
 
     def _publish(

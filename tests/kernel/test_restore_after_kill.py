@@ -124,11 +124,14 @@ def test_the_next_start_undoes_what_a_killed_agent_left(cgroup, tmp_path):
     finally:
         agent.kill()
         agent.communicate()
+    (tmp_path / "agent.sock").unlink()
     agent, _, _ = start(tmp_path, config)
     deadline_s = time.monotonic() + 20
     while not (tmp_path / "agent.sock").exists():
         assert agent.poll() is None, agent.communicate()[0]
         assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    wait_for_change(cgroup, before, agent)
     agent.send_signal(signal.SIGTERM)
     output, _ = agent.communicate(timeout=30)
     assert "an earlier agent left changes behind" in output

@@ -39,7 +39,6 @@ class Ledger:
         self._limits: dict[LimitKey, Limit] = {}
         self._changes: dict[ChangeKey, Change] = {}
         self._put_back: dict[CgroupPath, set[str]] = {}
-        self._moves: dict[Instance, dict[CgroupPath, ProcessMoved]] = {}
         self.out_bytes = 0
         self.in_bytes = 0
 
@@ -57,10 +56,6 @@ class Ledger:
         change = self._changes.get(process)
         return change if isinstance(change, ProcessMoved) else None
 
-    def places(self, process: Instance) -> frozenset[CgroupPath]:
-        """Return every cgroup that we moved the process to: the last move may not have come about."""
-        return frozenset(self._moves.get(process, ()))
-
     def fold(self, record: Record) -> None:
         """Take in one record, oldest first."""
         match record:
@@ -68,13 +63,8 @@ class Ledger:
                 key = (record.cgroup, record.kind)
                 self._limits[key] = Limit(change=record)
                 self._changes[key] = record
-            case CgroupCreated():
+            case CgroupCreated() | ProcessMoved():
                 self._changes[key_of(record)] = record
-            case ProcessMoved():
-                self._changes[key_of(record)] = record
-                moves = self._moves.setdefault(record.process, {})
-                moves.pop(record.to_cgroup, None)
-                moves[record.to_cgroup] = record
             case LimitKept():
                 limit = self._limits.get((record.cgroup, record.kind))
                 if limit is not None:  # its change may have been lost to bit rot; then there is nothing to undo it with
@@ -113,9 +103,6 @@ class Ledger:
         """Return the fewest records that add up to this ledger."""
         records: list[Record] = []
         for key, change in self._changes.items():
-            if isinstance(change, ProcessMoved):
-                records.extend(self._moves.get(change.process, {}).values())
-                continue
             records.append(change)
             limit = self._limits.get(key) if isinstance(key, tuple) else None
             if limit is not None and limit.last_text is not None:
@@ -132,8 +119,6 @@ class Ledger:
 
     def _forget(self, record: Undone) -> None:
         self._changes.pop(record.change, None)
-        if isinstance(record.change, Instance):
-            self._moves.pop(record.change, None)
         if isinstance(record.change, tuple):
             self._limits.pop(record.change, None)
             cgroup = record.change[0]

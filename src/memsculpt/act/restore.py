@@ -144,11 +144,7 @@ class _Undo:
     def _move_back(self, change: ProcessMoved) -> Restored:
         what = _name(change)
         where = self._host.cgroup_of(change.process)
-<<<<<<< HEAD
-        if where != change.from_cgroup and where not in self._journal.ledger.places(change.process):
-=======
         if where not in (change.from_cgroup, change.via_cgroup, change.to_cgroup):
->>>>>>> main
             problem = f"somebody else moved it to cgroup {where!r}"
             return Restored(what=what, outcome=Outcome.LEFT_ALONE, value=where, problem=problem)
         if where != change.from_cgroup:

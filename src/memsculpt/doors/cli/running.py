@@ -66,7 +66,9 @@ def run(wanted: Wanted) -> int:
             for line in report_lines(report_view(undone)):
                 tell(f"  {line}")
         agent = Agent(host=host, settings=settings, journal=journal)
-        lease = start_lease(agent, settings, journal)
+        guarded = Guarded(settings, journal)
+        guarded.renew(host.now_s())
+        agent.on_tick = guarded.renew
         api = ApiServer(agent, socket_path=settings.socket, addresses=addresses_of(wanted, settings))
         listening = api.start()
         stack.callback(api.stop)
@@ -77,8 +79,7 @@ def run(wanted: Wanted) -> int:
                 agent.run(stop, wanted.duration_s)
             finally:
                 report = agent.close()
-                if lease is not None:
-                    lease.end()
+                guarded.end()
         summary = summary_of(agent, report)
         print(json.dumps(summary) if wanted.as_json else summary_words(summary))
         return 0 if report is None or report.is_complete else 1
@@ -122,13 +123,26 @@ def watch(host: Host, settings: Settings, config: str | None) -> None:
         raise ConfigError(place=source.locate(name), problem=error.problem, fix=error.fix) from error
 
 
-def start_lease(agent: Agent, settings: Settings, journal: act.Journal) -> "act.Lease | None":
-    """Start the guardian that undoes everything should the agent die or hang; None where nothing is changed."""
-    if settings.mode is not Mode.APPLY or not journal.writable:
-        return None
-    lease = act.Lease.start(settings.state, lease_s=act.lease_for(settings.interval_s), now_s=agent.report.now_s)
-    agent.on_tick = lease.renew
-    return lease
+class Guarded:
+    """The guardian that undoes everything should the agent die or hang, from the moment on that it can act."""
+
+    def __init__(self, settings: Settings, journal: act.Journal) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._lease: act.Lease | None = None
+
+    def renew(self, now_s: float) -> None:
+        """Start the guardian when changes can be journalled, then renew its lease; called before and after ticks."""
+        if self._lease is not None:
+            self._lease.renew(now_s)
+        elif self._settings.mode is Mode.APPLY and self._journal.writable:
+            lease_s = act.lease_for(self._settings.interval_s)
+            self._lease = act.Lease.start(self._settings.state, lease_s=lease_s, now_s=now_s)
+
+    def end(self) -> None:
+        """Dismiss the guardian: everything was undone."""
+        if self._lease is not None:
+            self._lease.end()
 
 
 def addresses_of(wanted: Wanted, settings: Settings) -> list[tuple[str, int]]:

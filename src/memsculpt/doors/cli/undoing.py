@@ -4,7 +4,6 @@
 from dataclasses import replace
 
 from memsculpt import act
-from memsculpt.doors import places
 from memsculpt.doors.cli.preparing import read_settings
 from memsculpt.host import open_host
 
@@ -18,7 +17,7 @@ def undo(*, state: str | None, config: str | None) -> act.RestoreReport:
     # The partitions are not watched: what is to undo stands in the journal, also for those that are gone from the file.
     host = open_host(replace(settings, partitions=()))
     try:
-        journal = act.Journal.open(state or settings.state, machine_lock=places.machine_lock())
+        journal = act.Journal.open(state or settings.state, machine_lock=None)  # the folder's own lock is enough
         try:
             return act.restore(host, journal)
         finally:
