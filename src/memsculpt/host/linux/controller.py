@@ -38,7 +38,7 @@ class Controller(Protocol):
     root: bytes  # mount point; readers take it as an argument, so tests hand in a tree of text files
 
     def folder(self, cgroup: CgroupPath) -> bytes:
-        """Return the cgroup's directory; raises Unavailable for a path that leads outside of the root."""
+        """Return the cgroup's directory; raises Refused for a path that leads outside of the root."""
         ...
 
     def stat(self, cgroup: CgroupPath) -> MemoryStat:
