@@ -6,7 +6,7 @@ Source: errno(3), and per call process_madvise(2), process_vm_readv(2), proc(5),
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from memsculpt.errors import MemsculptError, Transient, Unavailable, Vanished
@@ -43,7 +43,7 @@ def from_number(number: int, place: str) -> MemsculptError:
 
 
 @contextmanager
-def at(place: str) -> Iterator[None]:
+def at(place: str) -> Generator[None, None, None]:
     """Turn every OSError inside into ours, with `place` in it."""
     try:
         yield

@@ -13,7 +13,8 @@ from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
 from memsculpt.errors import ConfigError, Transient
 from memsculpt.host import doctor
 from memsculpt.host.linux import cgroup1
-from memsculpt.host.linux.pager import LinuxPager, translate
+from memsculpt.host.linux.errnos import translate
+from memsculpt.host.linux.pager import LinuxPager
 from memsculpt.host.protocol import Capability, LimitValue, Moved
 
 ROOT = "/sys/fs/cgroup/memory"
@@ -29,7 +30,7 @@ def read(path: str) -> str:
 class LinuxHost(LinuxPager):
     name = "linux"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings = Settings()) -> None:
         super().__init__()
         self.settings = settings
         self.parts: tuple[PartitionSettings, ...] = ()

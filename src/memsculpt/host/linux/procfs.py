@@ -165,7 +165,7 @@ def parse_meminfo(text: bytes, *, stall_s: tuple[float, float] | None, page_byte
 
 
 def parse_maps(text: bytes) -> list[Mapping]:
-    """Parse /proc/PID/maps. The kernel writes a newline in a name as \\012, so each line is one mapping."""
+    """Parse /proc/PID/maps. The kernel escapes a newline in a name, so each line is one mapping."""
     found: list[Mapping] = []
     try:
         for line in text.split(b"\n"):
