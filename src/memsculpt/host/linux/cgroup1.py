@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """cgroup v1 memory (Documentation/admin-guide/cgroup-v1/memory.rst)."""
 
-import errno
 import os
 import time
 
@@ -12,10 +11,10 @@ from memsculpt.host.linux import controller, procfs
 from memsculpt.host.linux.controller import Charge
 from memsculpt.host.protocol import LimitValue, Moved
 
-LIMIT_FILES = {
-    LimitKind.GUARANTEE: b"memory.soft_limit_in_bytes",
-    LimitKind.LIMIT: b"memory.limit_in_bytes",
-    LimitKind.HARD: b"memory.limit_in_bytes",
+FILES = {
+    LimitKind.GUARANTEE: "memory.soft_limit_in_bytes",
+    LimitKind.LIMIT: "memory.limit_in_bytes",
+    LimitKind.HARD: "memory.limit_in_bytes",
 }
 # Without a limit the kernel prints LONG_MAX rounded down to a page; the exact number depends on the page size.
 NO_LIMIT_FROM_BYTES = 1 << 60

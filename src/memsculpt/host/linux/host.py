@@ -32,7 +32,7 @@ class LinuxHost(LinuxPager):
 
     name = "linux"
 
-    def __init__(self, settings: Settings = Settings()) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
         self._detail_interval_s = settings.observe.detail_interval_s
         found, unified = find_controller()
