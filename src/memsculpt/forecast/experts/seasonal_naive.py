@@ -49,17 +49,23 @@ def rhythm(series: Series) -> tuple[Float64, Float64]:
     taken for a rhythm until a third says otherwise.
     """
     gaps = np.diff(series.onset_s, axis=1)[:, -GAPS_USED:]
-    known = np.isfinite(gaps).any(axis=1)
-    period = np.full(len(gaps), np.nan)
-    jitter = np.zeros(len(gaps))
-    if known.any():
-        period[known] = np.nanmedian(gaps[known], axis=1)
-        jitter[known] = np.nanmedian(np.abs(gaps[known] - period[known, np.newaxis]), axis=1)
+    period = _median_of_known(gaps)
+    jitter = _median_of_known(np.abs(gaps - period[:, np.newaxis]))
     is_regular = jitter <= REGULAR_RATIO * period
     # A rhythm that has failed to come twice is over.
     last = series.onset_s[:, -1]
     is_regular &= series.now_s - last <= 3.0 * period
-    return np.where(is_regular, period, np.nan), jitter
+    return np.where(is_regular, period, np.nan), np.where(np.isfinite(jitter), jitter, 0.0)
+
+
+def _median_of_known(values: Float64) -> Float64:
+    """Return each row's median without its nan; numpy's own nanmedian costs a millisecond and numpy.ma."""
+    count = np.isfinite(values).sum(axis=1)
+    in_order = np.sort(values, axis=1)  # nan last
+    rows = np.arange(len(values))
+    low = in_order[rows, np.maximum(count - 1, 0) // 2]
+    high = in_order[rows, np.maximum(count, 1) // 2 if values.shape[1] > 1 else np.zeros_like(count)]
+    return np.where(count > 0, (low + np.where(count % 2 == 0, high, low)) / 2.0, np.nan)
 
 
 def _by_phases(series: Series, horizons_s: tuple[float, ...], period_s: Float64, jitter_s: Float64) -> Float64:

@@ -51,9 +51,11 @@ class LinuxObserver:
         self._proc = proc
         self.processes = ProcessReader(proc)
         self._past: dict[WorkloadId, _Past] = {}
-        self._last: dict[WorkloadId, dict[object, Reading]] = {}
+        self._last: dict[WorkloadId, dict[int, Reading]] = {}
         self._cgroups_at_s = float("-inf")
         self._cgroups: list[CgroupPath] = []
+        self._placed_by: tuple[tuple[PartitionSettings, ...], tuple[Adopted, ...]] | None = None
+        self._places: dict[tuple[int, str, int, str], Place] = {}
 
     def observe(self, now_s: float, partitions: Sequence[PartitionSettings], detail_interval_s: float) -> Observation:
         """Return one snapshot. Raises OSError only where the machine's totals cannot be read."""
@@ -115,18 +117,34 @@ class LinuxObserver:
             if not one.is_own:
                 place = Place(workload=WorkloadId(one.cgroup), partition=one.partition, cgroup=one.cgroup)
                 rows[place.workload] = _Row(place=place)
+        rules = (tuple(partitions), tuple(adopted))
+        if rules != self._placed_by or len(self._places) > 2 * len(readings) + 64:
+            self._placed_by = rules
+            self._places.clear()
         for reading in readings:
-            place = workloads.place_of(reading, partitions, adopted)
-            rows.setdefault(place.workload, _Row(place=place)).readings.append(reading)
+            place = self._place(reading, partitions, adopted)
+            row = rows.get(place.workload)
+            if row is None:
+                row = rows[place.workload] = _Row(place=place)
+            row.readings.append(reading)
         for row in rows.values():
             self._complete(row, is_adopted=any(one.cgroup == row.place.cgroup for one in adopted))
         self._last = {
-            name: {reading.instance: reading for reading in row.readings}
+            name: {reading.instance.pid: reading for reading in row.readings}
             for name, row in rows.items()
             if row.charge is None
         }
         self._past = {name: past for name, past in self._past.items() if name in rows}
         return [rows[name] for name in sorted(rows)]
+
+    def _place(self, reading: Reading, partitions: Sequence[PartitionSettings], adopted: list[Adopted]) -> Place:
+        """Return the process's workload, worked out anew only when its names or the rules have changed."""
+        detail = reading.detail
+        key = (reading.instance.pid, detail.exe, detail.user, detail.memory_cgroup)
+        place = self._places.get(key)
+        if place is None:
+            place = self._places[key] = workloads.place_of(reading, partitions, adopted)
+        return place
 
     def _complete(self, row: _Row, *, is_adopted: bool) -> None:
         row.key = min((reading.instance.start_ticks for reading in row.readings), default=0)
@@ -144,9 +162,9 @@ class LinuxObserver:
     def _follow_ended(self, row: _Row) -> _Past:
         name = row.place.workload
         past = self._past.get(name, _Past())
-        alive = {reading.instance for reading in row.readings}
-        for instance, reading in self._last.get(name, {}).items():
-            if instance not in alive:
+        alive = {reading.instance.pid: reading.instance for reading in row.readings}
+        for pid, reading in self._last.get(name, {}).items():
+            if alive.get(pid) != reading.instance:
                 read, written = reading.detail.io or (0, 0)
                 past = _Past(
                     minor_faults=past.minor_faults + reading.stat.minor_faults,
@@ -245,13 +263,13 @@ class LinuxObserver:
 
 
 def _process_columns(readings: list[Reading], rows: list[_Row], page_bytes: int) -> Processes:
-    index = {one.instance: number for number, row in enumerate(rows) for one in row.readings}
+    index = {one.instance.pid: number for number, row in enumerate(rows) for one in row.readings}
     known = [one.detail.kinds for one in readings]
     resident = [one.stat.resident_pages * page_bytes for one in readings]
     return Processes(
         pids=_ints([one.instance.pid for one in readings]),
         start_ticks=_ints([one.instance.start_ticks for one in readings]),
-        workload_index=_ints([index[one.instance] for one in readings]),
+        workload_index=_ints([index[one.instance.pid] for one in readings]),
         anon_bytes=_ints(
             [whole if kind is None else kind.anon_bytes for kind, whole in zip(known, resident, strict=True)]
         ),

@@ -9,6 +9,7 @@ the ticks by pid.
 
 import os
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from memsculpt.domain.workload import Instance
 from memsculpt.host.linux import procfs
@@ -30,8 +31,7 @@ class Detail:
     unified_cgroup: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Reading(NamedTuple):
     """One process in one tick."""
 
     instance: Instance
@@ -48,6 +48,7 @@ class ProcessReader:
         self._ticks_per_s = os.sysconf("SC_CLK_TCK")
         self._open: dict[int, int] = {}
         self._details: dict[Instance, Detail] = {}
+        self._raw: dict[int, tuple[bytes, Reading]] = {}
         self.vanished_count = 0
         self.unreadable_count = 0
 
@@ -70,7 +71,7 @@ class ProcessReader:
                 continue
             if reading is not None:
                 readings.append(reading)
-        self._forget(set(pids), {reading.instance for reading in readings})
+        self._forget(set(pids), readings)
         return readings
 
     def close(self) -> None:
@@ -80,7 +81,14 @@ class ProcessReader:
         self._open.clear()
 
     def _read(self, pid: int, now_s: float, members: dict[int, str], detail_interval_s: float) -> Reading | None:
-        stat = procfs.parse_stat(self._stat_of(pid), self._ticks_per_s)
+        content = self._stat_of(pid)
+        is_due = detail_interval_s * (0.75 + (pid % 8) / 16)
+        before = self._raw.get(pid)
+        # Most processes sleep: their line is the same byte for byte, and so is what it meant.
+        is_same = before is not None and before[0] == content and pid not in members
+        if before is not None and is_same and now_s - before[1].detail.read_at_s < is_due:
+            return before[1]
+        stat = procfs.parse_stat(content, self._ticks_per_s)
         if stat is None or stat.is_kernel_thread:
             return None
         instance = Instance(pid=pid, start_ticks=stat.start_ticks)
@@ -91,19 +99,17 @@ class ProcessReader:
         elif is_member:
             # What a member is does not change in a second; what it holds does.
             detail = replace(detail, kinds=self._kinds(pid), io=self._io(pid), memory_cgroup=members[pid])
-        elif now_s - detail.read_at_s >= detail_interval_s * (0.75 + (pid % 8) / 16):
+        elif now_s - detail.read_at_s >= is_due:
             detail = self._read_detail(pid, now_s)
         self._details[instance] = detail
         cpu_s = stat.cpu_s
         if is_member:  # 10 ms of `stat` are too coarse to tell whether somebody has run at all
             exact = procfs.parse_schedstat(self._some(f"{self._proc}/{pid}/schedstat"))
-            cpu_s = self._threads_cpu_s(pid, exact, stat.cpu_s)
-        return Reading(instance=instance, stat=stat, cpu_s=cpu_s, detail=detail)
-
-    @staticmethod
-    def _threads_cpu_s(_pid: int, leader_s: float | None, whole_s: float) -> float:
-        # schedstat of a process is its first thread's: `stat` knows of the others, to 10 ms. The larger is right.
-        return whole_s if leader_s is None else max(leader_s, whole_s)
+            # schedstat is the first thread's; `stat` knows of all, to 10 ms. The larger is right.
+            cpu_s = stat.cpu_s if exact is None else max(exact, stat.cpu_s)
+        reading = Reading(instance=instance, stat=stat, cpu_s=cpu_s, detail=detail)
+        self._raw[pid] = (content, reading)
+        return reading
 
     def _stat_of(self, pid: int) -> bytes:
         descriptor = self._open.get(pid)
@@ -156,8 +162,11 @@ class ProcessReader:
             self.unreadable_count += 1
             return ""
 
-    def _forget(self, pids: set[int], instances: set[Instance]) -> None:
+    def _forget(self, pids: set[int], readings: list[Reading]) -> None:
         for pid in [pid for pid in self._open if pid not in pids]:
             os.close(self._open.pop(pid))
-        if len(self._details) > 2 * len(instances) + 64:
+        for pid in [pid for pid in self._raw if pid not in pids]:
+            del self._raw[pid]
+        if len(self._details) > 2 * len(readings) + 64:
+            instances = {reading.instance for reading in readings}
             self._details = {one: detail for one, detail in self._details.items() if one in instances}

@@ -8,15 +8,15 @@ and go back to the kernel unchanged.
 
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD, include/linux/sched.h
 KIB = 1024
 NS_PER_S = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stat:
-    """What /proc/PID/stat tells; times in seconds."""
+class Stat(NamedTuple):
+    """What /proc/PID/stat tells; times in seconds. A tuple, because hundreds are made in every tick."""
 
     start_ticks: int
     is_kernel_thread: bool
