@@ -8,13 +8,15 @@ the ticks by pid.
 """
 
 import os
-from dataclasses import dataclass, replace
+import resource
+from dataclasses import dataclass, field, replace
 
 from memsculpt.domain.workload import Instance
 from memsculpt.host.linux import procfs
 from memsculpt.host.linux.procfs import MemoryKinds, Stat
 
 KEPT_OPEN_MOST = 1024
+THREADS_MOST = 64  # above it, a member's processor time is known to 10 ms only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,14 @@ class Reading:
     detail: Detail
 
 
+@dataclass(slots=True)
+class _Run:
+    """How long a member's threads have run."""
+
+    by_thread_s: dict[str, float] = field(default_factory=dict[str, float])
+    total_s: float = 0.0
+
+
 class ProcessReader:
     """Reads /proc; remembers descriptors and details between ticks."""
 
@@ -47,7 +57,13 @@ class ProcessReader:
         self._proc = proc
         self._ticks_per_s = os.sysconf("SC_CLK_TCK")
         self._open: dict[int, int] = {}
+        # Half of what this process may open: the agent's own files and sockets need the rest.
+        soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._open_most = KEPT_OPEN_MOST if soft_limit < 0 else min(KEPT_OPEN_MOST, soft_limit // 2)
         self._details: dict[Instance, Detail] = {}
+        self._runs: dict[Instance, _Run] = {}
+        self._kernel_threads: dict[int, float] = {}  # pid -> when it is looked at again; a pid may be reused
+        self._members: set[int] = set()
         self.vanished_count = 0
         self.unreadable_count = 0
 
@@ -60,6 +76,8 @@ class ProcessReader:
         pids = sorted(int(name) for name in os.listdir(self._proc) if name.isdigit())
         readings: list[Reading] = []
         for pid in pids:
+            if self._kernel_threads.get(pid, now_s) > now_s and pid not in members:
+                continue
             try:
                 reading = self._read(pid, now_s, members, detail_interval_s)
             except (FileNotFoundError, ProcessLookupError):
@@ -71,6 +89,7 @@ class ProcessReader:
             if reading is not None:
                 readings.append(reading)
         self._forget(set(pids), {reading.instance for reading in readings})
+        self._members = set(members)
         return readings
 
     def close(self) -> None:
@@ -81,7 +100,10 @@ class ProcessReader:
 
     def _read(self, pid: int, now_s: float, members: dict[int, str], detail_interval_s: float) -> Reading | None:
         stat = procfs.parse_stat(self._stat_of(pid), self._ticks_per_s)
-        if stat is None or stat.is_kernel_thread:
+        if stat is None:
+            return None
+        if stat.is_kernel_thread:
+            self._kernel_threads[pid] = now_s + detail_interval_s
             return None
         instance = Instance(pid=pid, start_ticks=stat.start_ticks)
         is_member = pid in members
@@ -91,19 +113,39 @@ class ProcessReader:
         elif is_member:
             # What a member is does not change in a second; what it holds does.
             detail = replace(detail, kinds=self._kinds(pid), io=self._io(pid), memory_cgroup=members[pid])
-        elif now_s - detail.read_at_s >= detail_interval_s * (0.75 + (pid % 8) / 16):
+        elif pid in self._members or now_s - detail.read_at_s >= detail_interval_s * (0.75 + (pid % 8) / 16):
+            # Whoever has just left a partition is placed anew at once.
             detail = self._read_detail(pid, now_s)
         self._details[instance] = detail
         cpu_s = stat.cpu_s
         if is_member:  # 10 ms of `stat` are too coarse to tell whether somebody has run at all
-            exact = procfs.parse_schedstat(self._some(f"{self._proc}/{pid}/schedstat"))
-            cpu_s = self._threads_cpu_s(pid, exact, stat.cpu_s)
+            cpu_s = self._exact_cpu_s(instance, stat)
+        elif instance in self._runs:  # was one: what was said then does not fall
+            cpu_s = max(cpu_s, self._runs[instance].total_s)
         return Reading(instance=instance, stat=stat, cpu_s=cpu_s, detail=detail)
 
-    @staticmethod
-    def _threads_cpu_s(_pid: int, leader_s: float | None, whole_s: float) -> float:
-        # schedstat of a process is its first thread's: `stat` knows of the others, to 10 ms. The larger is right.
-        return whole_s if leader_s is None else max(leader_s, whole_s)
+    def _exact_cpu_s(self, instance: Instance, stat: Stat) -> float:
+        """Return processor time that moves whenever any thread has run; it never falls.
+
+        schedstat is each thread's own, and ends with it: what each ran since the last look is added up. A thread
+        that came and went in between shows in `stat`, to 10 ms.
+        """
+        run = self._runs.setdefault(instance, _Run())
+        now_s: dict[str, float] = {}
+        if stat.thread_count <= THREADS_MOST:
+            folder = f"{self._proc}/{instance.pid}/task"
+            threads = [str(instance.pid)] if stat.thread_count == 1 else os.listdir(folder)
+            for thread in threads:
+                try:
+                    ran_s = procfs.parse_schedstat(self._some(f"{folder}/{thread}/schedstat"))
+                except ProcessLookupError:  # this thread has ended
+                    continue
+                if ran_s is not None:
+                    now_s[thread] = ran_s
+        since_s = sum(max(0.0, ran_s - run.by_thread_s.get(thread, 0.0)) for thread, ran_s in now_s.items())
+        run.total_s = max(run.total_s + since_s, stat.cpu_s)
+        run.by_thread_s = now_s
+        return run.total_s
 
     def _stat_of(self, pid: int) -> bytes:
         descriptor = self._open.get(pid)
@@ -113,7 +155,7 @@ class ProcessReader:
             except ProcessLookupError:  # that process is gone; the pid may be another's by now
                 os.close(self._open.pop(pid))
         descriptor = os.open(f"{self._proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        if len(self._open) < KEPT_OPEN_MOST:
+        if len(self._open) < self._open_most:
             self._open[pid] = descriptor
             return os.pread(descriptor, 1024, 0)
         try:
@@ -161,3 +203,5 @@ class ProcessReader:
             os.close(self._open.pop(pid))
         if len(self._details) > 2 * len(instances) + 64:
             self._details = {one: detail for one, detail in self._details.items() if one in instances}
+        self._runs = {one: run for one, run in self._runs.items() if one in instances}
+        self._kernel_threads = {pid: due_s for pid, due_s in self._kernel_threads.items() if pid in pids}
