@@ -191,8 +191,6 @@ def test_the_division_fits_the_capacity(managed: Run):
 
 # --- what it must never do --------------------------------------------------------------------------------------------
 
-PARTITION = "own"
-
 
 def programs() -> st.SearchStrategy[list[Program]]:
     """Draw up to six programs of all kinds, each in a cgroup of its own below the lab."""
@@ -333,7 +331,7 @@ def test_faults_never_crash_a_tick_and_leave_nothing_behind(
 def test_equal_hosts_give_equal_plans(
     seed: int, mix: list[Program], limit_bytes: int, tmp_path_factory: pytest.TempPathFactory
 ):
-    """Nothing but the host and the settings goes into a plan: the same seed gives the same actions at the same times."""
+    """Nothing but the host and the settings goes into a plan: equal seeds give equal actions at equal times."""
     seen = []
     for _ in range(2):
         host = mixed_host(seed, mix, limit_bytes)
@@ -344,7 +342,7 @@ def test_equal_hosts_give_equal_plans(
     assert seen[0] == seen[1]
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 def test_an_hour_in_seconds(tmp_path: Path):
     """An hour of ticks over ten workloads ends, with every promise kept at its end."""
     mix: list[Program] = [

@@ -81,8 +81,8 @@ def test_an_agent_observes_answers_and_ends_in_good_order(start, call):
     output, errors = agent.communicate(timeout=20)
     summary = json.loads(output)
     assert agent.returncode == 0, errors
-    assert summary["failed_ticks"] == 0
-    assert summary["ticks"] >= 2
+    assert summary["failed_count"] == 0
+    assert summary["tick_count"] >= 2
     assert "observing" in errors
 
 
@@ -91,7 +91,7 @@ def test_a_duration_ends_it(start):
     agent, _ = start("--duration", "2s")
     output, _ = agent.communicate(timeout=30)
     assert agent.returncode == 0
-    assert json.loads(output)["ticks"] in {2, 3}
+    assert json.loads(output)["tick_count"] in {2, 3}
 
 
 def test_a_second_agent_is_refused(start, call, tmp_path):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scene on this machine: a child process in a memory cgroup of our own, with a zram swap of our own."""
 
-import os
 import subprocess
 import sys
 import time
@@ -24,21 +23,17 @@ class LinuxStage(Stage):
 
     def __init__(self, name: str) -> None:
         self.cgroup = CgroupPath(name)
-        self._own = CgroupPath(f"{name}-own")
+        self._own = CgroupPath(f"{name}-own/inner")
 
     def __enter__(self) -> Self:
         folder = CGROUPS / self.cgroup
         folder.mkdir()
 
-        def enter() -> None:
-            (folder / "cgroup.procs").write_text(str(os.getpid()))
-
         self._child = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(SLEEPER), str(self.memory_bytes)],
+            [sys.executable, "-I", "-S", str(SLEEPER), str(self.memory_bytes), str(folder / "cgroup.procs")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=enter,
         )
         assert self._answer() == "filled"
         stat = Path(f"/proc/{self._child.pid}/stat").read_text()
@@ -50,7 +45,7 @@ class LinuxStage(Stage):
         self.host.close()
         self._child.kill()
         self._child.communicate()
-        for cgroup in (self._own, self.cgroup):
+        for cgroup in (self._own, self._own.rpartition("/")[0], self.cgroup):
             folder = CGROUPS / cgroup
             if folder.exists():
                 remove_when_empty(folder)

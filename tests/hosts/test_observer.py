@@ -103,10 +103,7 @@ def test_counters_never_fall(watched: Stage):
 
 def workload_rows(seen: Observation, name: str) -> dict[object, float]:
     keys = zip(seen.workloads.ids, seen.workloads.instance_keys.tolist(), strict=True)
-    cgroups = seen.workloads.cgroups
-    values = getattr(seen.workloads, name).tolist()
-    # A set of processes sums over who lives now, so only a cgroup's counters outlast its processes.
-    return {key: value for key, value, cgroup in zip(keys, values, cgroups, strict=True) if cgroup is not None}
+    return dict(zip(keys, getattr(seen.workloads, name).tolist(), strict=True))
 
 
 def process_rows(seen: Observation, name: str) -> dict[object, float]:
@@ -182,6 +179,50 @@ def test_two_rules_for_one_cgroup_are_refused(stage: Stage):
 
     with pytest.raises(ConfigError, match="twin"):
         stage.host.watch([stage.partition(), twin])
+
+
+@offers("cgroup_limits")
+def test_a_cgroup_above_anothers_is_refused(stage: Stage):
+    """A cgroup is adopted with all below it, so nobody else can own a part."""
+    inner = stage.own_cgroup()
+    stage.host.create_cgroup(inner)
+    outer, _, _ = inner.rpartition("/")
+    rules = [PartitionSettings(name=name, match=Match(cgroup=path)) for name, path in (("a", outer), ("b", inner))]
+
+    with pytest.raises(ConfigError, match="as well"):
+        stage.host.watch(rules)
+
+
+@offers("cgroup_limits")
+def test_a_glob_may_fit_nothing_and_is_noted(stage: Stage):
+    """What a pattern names may come later: no error, and every observation says that nothing fits."""
+    stage.host.watch([PartitionSettings(name="later", match=Match(cgroup="memsculpt-test-no-such-*"))])
+
+    assert any("later" in note for note in stage.host.observe().notes)
+
+
+@offers("cgroup_limits")
+def test_a_rule_by_process_takes_it_out_of_its_cgroup(stage: Stage):
+    """A process that a partition names is accounted by its executable, in that partition, wherever it lives."""
+    stage.host.watch([PartitionSettings(name="one", match=Match(pid=stage.process.pid))])
+    seen = stage.host.observe()
+    row = int(seen.processes.workload_index[stage.process_row(seen)])
+
+    assert seen.workloads.ids[row].startswith("exe:/")
+    assert seen.workloads.partitions[row] == "one"
+    assert seen.workloads.cgroups[row] is None
+    assert seen.workloads.anon_bytes[row] == seen.processes.anon_bytes[stage.process_row(seen)]
+    assert seen.cgroups == ()
+
+
+@offers("cgroup_limits")
+def test_two_rules_for_one_process_are_refused(stage: Stage):
+    """Neither two rules by process, nor one beside a rule that adopts its cgroup."""
+    by_pid = [PartitionSettings(name=name, match=Match(pid=stage.process.pid)) for name in ("one", "other")]
+
+    for rules in (by_pid, [by_pid[0], stage.partition()]):
+        with pytest.raises(ConfigError, match="as well"):
+            stage.host.watch(rules)
 
 
 @offers("cgroup_limits")

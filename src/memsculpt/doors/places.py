@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from memsculpt.domain.settings import Settings
-from memsculpt.domain.units import UNLIMITED_BYTES
 from memsculpt.errors import ConfigError, Unavailable
 
 SYSTEM_CONFIG = Path("/etc/memsculpt/memsculpt.toml")
@@ -75,16 +74,17 @@ def socket_to_ask(named: str | None, config: str | None) -> str:
         return named
     path = config_path(config)
     if path is not None and os.access(path, os.R_OK):
-        # Imported late: most calls need no configuration. Only the socket counts, so any size of memory will do.
-        from memsculpt.config import load_settings
+        from memsculpt.config import read_socket  # late: most calls need no configuration
 
-        return placed(load_settings(path, UNLIMITED_BYTES)).socket
+        return placed(Settings(socket=read_socket(path))).socket
     if config is not None:
         raise ConfigError(
             place=config, problem="cannot be read", fix="name a file that is there, or the socket with --socket"
         )
+    if os.geteuid() == 0:
+        return SYSTEM_SOCKET
     own = user_socket(os.geteuid(), os.environ)
-    return own if os.geteuid() != 0 and os.path.exists(own) else SYSTEM_SOCKET
+    return own if _is_our_socket(own) else SYSTEM_SOCKET
 
 
 def make_private(folder: Path) -> None:
@@ -108,3 +108,12 @@ def make_private(folder: Path) -> None:
             problem="is not a folder of this user",
             fix="name another socket: --socket PATH",
         )
+
+
+def _is_our_socket(path: str) -> bool:
+    """Tell whether this user's agent made the socket: in /tmp, another user could lay out a false one."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid()

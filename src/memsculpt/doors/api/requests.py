@@ -31,7 +31,8 @@ def take_requests(agent: Asked) -> Endpoint:
     async def take(request: HttpRequest) -> Response:
         asked = read_request(await _read_body(request), agent.report)
         try:
-            grant = await asyncio.wait_for(asyncio.wrap_future(agent.ask(asked)), ANSWER_WITHIN_S)
+            # Shielded: who no longer waits must not cancel what the tick is about to answer.
+            grant = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(agent.ask(asked))), ANSWER_WITHIN_S)
         except TimeoutError as error:
             raise MemsculptError(
                 place="POST /v1/requests",

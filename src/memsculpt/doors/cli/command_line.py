@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from memsculpt import __version__
-from memsculpt.errors import MemsculptError, UsageError
+from memsculpt.errors import ConfigError, MemsculptError, UsageError
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  argparse gives it no public name
 
@@ -109,7 +109,13 @@ def _own_words(words: list[str]) -> list[str]:
 
 def _say(error: MemsculptError, *, as_json: bool) -> int:
     if as_json:
-        said = {"place": error.place, "problem": error.problem, "fix": error.fix}
+        said: dict[str, Any] = dict(_facts(error))
+        if isinstance(error, ConfigError) and error.complaints:
+            said["complaints"] = [_facts(one) for one in error.complaints]
         print(json.dumps({"error": said}), flush=True)
     print(f"memsculpt: {error}", file=sys.stderr)
     return error.exit_code
+
+
+def _facts(error: MemsculptError) -> dict[str, str]:
+    return {"place": error.place, "problem": error.problem, "fix": error.fix}

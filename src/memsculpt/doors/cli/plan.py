@@ -4,7 +4,7 @@
 import argparse
 from typing import Any
 
-from memsculpt.domain.units import format_bytes, format_duration_s
+from memsculpt.domain.units import format_bytes
 from memsculpt.doors import words
 from memsculpt.doors.cli import options
 from memsculpt.doors.cli.command_line import Subparsers
@@ -32,8 +32,7 @@ def run(parsed: argparse.Namespace) -> int:
 def _words(told: dict[str, Any]) -> str:
     if told["age_s"] is None:
         return "no plan yet: the first tick is not over"
-    would = "" if told["mode"] == "apply" else ", rehearsed only (observe mode)"
-    blocks = [f"plan made {format_duration_s(told['age_s'])} ago{would}"]
+    blocks = ["the last tick's plan" + ("" if told["mode"] == "apply" else ", rehearsed only (observe mode)")]
     division = told["division"]
     if division is not None and division["shares"]:
         heads = ("PARTITION", "USED", "NEEDED", "SIZE", "MAY FALL SHORT")

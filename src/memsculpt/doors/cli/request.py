@@ -2,8 +2,10 @@
 """`memsculpt request WORKLOAD SIZE --within 5s`: say what a workload is about to need."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
+from memsculpt.domain.units import parse_duration_s, parse_size_bytes
 from memsculpt.doors import words
 from memsculpt.doors.cli import options
 from memsculpt.doors.cli.command_line import Subparsers
@@ -22,8 +24,12 @@ def add_command(subparsers: Subparsers) -> None:
         "memsculpt request system.slice/redis.service 512MiB --within 5s",
     )
     parser.add_argument("workload", metavar="WORKLOAD", help="its identity, as `status` shows it")
-    parser.add_argument("size", metavar="SIZE", help='how much more it will need, such as "512MiB"')
-    parser.add_argument("--within", default="5s", metavar="TIME", help="how soon (default: 5s)")
+    parser.add_argument(
+        "size", metavar="SIZE", type=_checked(parse_size_bytes), help='how much more it will need, such as "512MiB"'
+    )
+    parser.add_argument(
+        "--within", default="5s", metavar="TIME", type=_checked(parse_duration_s), help="how soon (default: 5s)"
+    )
     options.add_agent(parser)
     parser.set_defaults(run=run)
 
@@ -34,6 +40,19 @@ def run(parsed: argparse.Namespace) -> int:
     grant = options.client_of(parsed).post("/v1/requests", body, timeout_s=ANSWER_WITHIN_S)
     options.show(grant, _words, as_json=parsed.json)
     return 1 if grant["answer"] == REFUSED else 0
+
+
+def _checked(parse: Callable[[str], float]) -> Callable[[str], str]:
+    """Return a check of one argument, so that a typing error needs no agent to be found; the text goes on as it is."""
+
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+
+    return check
 
 
 def _words(grant: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 """The heavy half of `run`: host, journal, agent and API put together, and taken apart again in order.
 
 Order on the way in: settings, host, journal (which refuses a second agent and undoes what an earlier one left),
-guardian, API, ticks. On the way out: ticks end, everything is undone, the guardian is dismissed, the API ends.
+API, guardian, ticks. On the way out: ticks end, everything is undone, the guardian is dismissed, the API ends.
 """
 
 import json
@@ -66,13 +66,13 @@ def run(wanted: Wanted) -> int:
             for line in report_lines(report_view(undone)):
                 tell(f"  {line}")
         agent = Agent(host=host, settings=settings, journal=journal)
-        guarded = Guarded(settings, journal)
-        guarded.renew(host.now_s())
-        agent.on_tick = guarded.renew
         api = ApiServer(agent, socket_path=settings.socket, addresses=addresses_of(wanted, settings))
         listening = api.start()
         stack.callback(api.stop)
         greet(agent, listening)
+        guarded = Guarded(settings, journal)
+        guarded.renew(host.now_s())
+        agent.on_tick = guarded.renew
         stop = threading.Event()
         with told_to_end(stop, host):
             try:
@@ -160,13 +160,16 @@ def addresses_of(wanted: Wanted, settings: Settings) -> list[tuple[str, int]]:
 
 @contextmanager
 def told_to_end(stop: threading.Event, host: Host) -> Generator[None]:
-    """Have SIGTERM and SIGINT end the ticks in good order."""
+    """Have SIGTERM, SIGINT and a closed terminal (unless under nohup) end the ticks in good order."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
         stop.set()
         host.wake()
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    # nohup means SIGHUP; a SIGINT that is ignored only tells that a script started us in the background.
+    has_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    heard = (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if has_terminal else ()))
+    before = {number: signal.signal(number, end) for number in heard}
     try:
         yield
     finally:
@@ -197,18 +200,17 @@ def summary_of(agent: Agent, restored: "act.RestoreReport | None") -> dict[str, 
     scores = report.scores
     return {
         "mode": report.mode.value,
-        "seconds": report.now_s - report.started_at_s,
-        "ticks": report.tick_count,
-        "late_ticks": report.late_count,
-        "failed_ticks": report.failed_count,
-        "workloads": workloads,
-        "processes": processes,
-        "plans": report.plan_count,
+        "duration_s": report.now_s - report.started_at_s,
+        "tick_count": report.tick_count,
+        "late_count": report.late_count,
+        "failed_count": report.failed_count,
+        "workload_count": workloads,
+        "process_count": processes,
+        "plan_count": report.plan_count,
         "actions": dict(report.applied_counts),
-        "forecasts_scored": 0 if scores is None else scores.scored_count,
-        "covered": {}
-        if scores is None
-        else dict(zip(map(str, scores.levels), scores.covered_ratio.tolist(), strict=True)),
+        "scored_count": 0 if scores is None else scores.scored_count,
+        "levels": [] if scores is None else list(scores.levels),
+        "covered_ratio": [] if scores is None else scores.covered_ratio.tolist(),
         "agent": {"cpu_share": report.agent.cpu_share, "peak_resident_bytes": report.agent.peak_resident_bytes},
         "restored": None if restored is None else report_view(restored),
     }
@@ -218,16 +220,18 @@ def summary_words(summary: dict[str, Any]) -> str:
     """Return the summary for people."""
     actions = ", ".join(f"{count} {status}" for status, count in sorted(summary["actions"].items())) or "none"
     covered = ", ".join(
-        f"{words.level_name(float(level))} held {words.percent(ratio)}" for level, ratio in summary["covered"].items()
+        f"{words.level_name(level)} held {words.percent(ratio)}"
+        for level, ratio in zip(summary["levels"], summary["covered_ratio"], strict=True)
     )
     agent = summary["agent"]
+    ticks = f"{summary['late_count']} late, {summary['failed_count']} failed"
     lines = [
         (
-            f"{summary['ticks']} ticks in {format_duration_s(summary['seconds'])} ({summary['late_ticks']} late, "
-            f"{summary['failed_ticks']} failed): {summary['workloads']} workloads, {summary['processes']} processes"
+            f"{summary['tick_count']} ticks in {format_duration_s(summary['duration_s'])} ({ticks}): "
+            f"{summary['workload_count']} workloads, {summary['process_count']} processes"
         ),
-        f"plans with something to do: {summary['plans']}; actions: {actions}",
-        f"forecasts scored: {summary['forecasts_scored']}" + (f" ({covered})" if covered else ""),
+        f"plans with something to do: {summary['plan_count']}; actions: {actions}",
+        f"forecasts scored: {summary['scored_count']}" + (f" ({covered})" if covered else ""),
         (
             f"the agent itself: {words.percent(agent['cpu_share'])} of one processor, "
             f"{format_bytes(agent['peak_resident_bytes'])} resident at most"

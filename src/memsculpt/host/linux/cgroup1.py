@@ -121,10 +121,17 @@ class CgroupV1:
     def move(self, pid: int, cgroup: CgroupPath) -> bool:
         """Move a process; its charge goes along where the kernel still can (gone since 6.11: EINVAL)."""
         folder = self.folder(cgroup)
+        flag = f"{folder}/memory.move_charge_at_immigrate"
         takes_charge = True
+        before = "0"
         try:
-            controller.write_text(f"{folder}/memory.move_charge_at_immigrate", "3")
+            before = procfs.read_file(flag).decode("ascii").strip()
+            controller.write_text(flag, "3")
         except OSError:  # EINVAL or absent: the charge stays where it is, and the caller is told
             takes_charge = False
-        controller.write_text(f"{folder}/cgroup.procs", str(pid))
+        try:
+            controller.write_text(f"{folder}/cgroup.procs", str(pid))
+        finally:
+            if takes_charge:  # the cgroup may be somebody else's: it keeps its own setting
+                controller.write_text(flag, before)
         return takes_charge

@@ -6,8 +6,14 @@ import errno
 from memsculpt.errors import MemsculptError, Transient, Unavailable, Vanished
 
 GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV})
-LATER = frozenset({errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOMEM})
-DENIED = frozenset({errno.EPERM, errno.EACCES})
+LATER = frozenset({errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOMEM, errno.ENOSPC})
+FIXES = {
+    errno.EPERM: "run as root",
+    errno.EACCES: "run as root",
+    errno.EROFS: "mount it writable; in a container, run memsculpt on the host instead",
+    errno.EMFILE: "raise the number of open files (ulimit -n) to 4096 or more",
+    errno.ENFILE: "raise fs.file-max",
+}
 
 
 def translate(error: OSError, place: str) -> MemsculptError:
@@ -17,5 +23,5 @@ def translate(error: OSError, place: str) -> MemsculptError:
     words = error.strerror or str(error)
     if error.errno in LATER:
         return Transient(place=place, problem=words, retry_in_s=1.0)
-    fix = "run as root" if error.errno in DENIED else "see `memsculpt doctor`"
+    fix = FIXES.get(error.errno or 0, "see `memsculpt doctor`")
     return Unavailable(place=place, problem=words, fix=fix)

@@ -51,6 +51,7 @@ class LinuxObserver:
         self._proc = proc
         self.processes = ProcessReader(proc)
         self._past: dict[WorkloadId, _Past] = {}
+        self._keys: dict[WorkloadId, int] = {}
         self._last: dict[WorkloadId, dict[int, Reading]] = {}
         self._cgroups_at_s = float("-inf")
         self._cgroups: list[CgroupPath] = []
@@ -86,7 +87,7 @@ class LinuxObserver:
         if self._controller is None or not partitions:
             return []
         root = self._controller.root
-        names = [one.match.cgroup or f"memsculpt/{one.name}" for one in partitions]
+        names = [one.match.cgroup or workloads.own_cgroup(one.name) for one in partitions]
         if not any(set("*?[") & set(name) for name in names):
             return [CgroupPath(name) for name in names if os.path.isdir(f"{root}/{name}")]
         if now_s - self._cgroups_at_s >= every_s:
@@ -130,11 +131,12 @@ class LinuxObserver:
         for row in rows.values():
             self._complete(row, is_adopted=any(one.cgroup == row.place.cgroup for one in adopted))
         self._last = {
-            name: {reading.instance.pid: reading for reading in row.readings}
+            name: {reading.instance: reading for reading in row.readings}
             for name, row in rows.items()
             if row.charge is None
         }
         self._past = {name: past for name, past in self._past.items() if name in rows}
+        self._keys = {name: key for name, key in self._keys.items() if name in rows and rows[name].readings}
         return [rows[name] for name in sorted(rows)]
 
     def _place(self, reading: Reading, partitions: Sequence[PartitionSettings], adopted: list[Adopted]) -> Place:
@@ -147,7 +149,10 @@ class LinuxObserver:
         return place
 
     def _complete(self, row: _Row, *, is_adopted: bool) -> None:
-        row.key = min((reading.instance.start_ticks for reading in row.readings), default=0)
+        name = row.place.workload
+        if row.readings and not self._keys.get(name):
+            self._keys[name] = min(reading.instance.start_ticks for reading in row.readings)
+        row.key = self._keys.get(name, 0)  # kept until all are gone: one of many that ends is no restart
         if is_adopted and row.place.cgroup is not None and self._controller is not None:
             folder = self._controller.folder(row.place.cgroup)
             try:

@@ -34,8 +34,12 @@ def parse_private(content: bytes) -> list[tuple[int, int]]:
         if name not in {b"", b"[heap]"} and not name.startswith(b"[anon"):
             continue
         start, dash, end = words[0].partition(b"-")
-        if dash:
+        if not dash:
+            continue
+        try:
             ranges.append((int(start, 16), int(end, 16)))
+        except ValueError:  # no line of maps (a torn read): whatever it is, nothing of it is moved
+            continue
     return ranges
 
 

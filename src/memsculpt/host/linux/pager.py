@@ -123,11 +123,19 @@ def _send(pidfd: int, pages: Int64) -> None:
 
 
 def _advise_out(pidfd: int, ranges: list[tuple[int, int]]) -> None:
-    try:
-        madvise.advise(pidfd, ranges, madvise.MADV_PAGEOUT)
-    except OSError as error:
-        if error.errno not in PASSED_OVER:
-            raise
+    at = 0
+    while at < len(ranges):
+        try:
+            advised = madvise.advise(pidfd, ranges[at:], madvise.MADV_PAGEOUT)
+        except OSError as error:
+            if error.errno not in PASSED_OVER:
+                raise
+            advised = 0
+        # The kernel stops at the first range that may not leave (a locked one, say): go on behind it.
+        while at < len(ranges) and advised >= ranges[at][1]:
+            advised -= ranges[at][1]
+            at += 1
+        at += 1
 
 
 def _bring(pid: int, pages: Int64) -> int:

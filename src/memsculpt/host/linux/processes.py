@@ -8,7 +8,8 @@ the ticks by pid.
 """
 
 import os
-from dataclasses import dataclass, replace
+import resource
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from memsculpt.domain.workload import Instance
@@ -16,6 +17,7 @@ from memsculpt.host.linux import procfs
 from memsculpt.host.linux.procfs import MemoryKinds, Stat
 
 KEPT_OPEN_MOST = 1024
+THREADS_MOST = 64  # above it, a member's processor time is known to 10 ms only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,14 @@ class Reading(NamedTuple):
     detail: Detail
 
 
+@dataclass(slots=True)
+class _Run:
+    """How long a member's threads have run."""
+
+    by_thread_s: dict[str, float] = field(default_factory=dict[str, float])
+    total_s: float = 0.0
+
+
 class ProcessReader:
     """Reads /proc; remembers descriptors and details between ticks."""
 
@@ -47,8 +57,14 @@ class ProcessReader:
         self._proc = proc
         self._ticks_per_s = os.sysconf("SC_CLK_TCK")
         self._open: dict[int, int] = {}
+        # Half of what this process may open: the agent's own files and sockets need the rest.
+        soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._open_most = KEPT_OPEN_MOST if soft_limit < 0 else min(KEPT_OPEN_MOST, soft_limit // 2)
         self._details: dict[Instance, Detail] = {}
         self._raw: dict[int, tuple[bytes, Reading]] = {}
+        self._runs: dict[Instance, _Run] = {}
+        self._kernel_threads: dict[int, float] = {}  # pid -> when it is looked at again; a pid may be reused
+        self._members: set[int] = set()
         self.vanished_count = 0
         self.unreadable_count = 0
 
@@ -61,6 +77,8 @@ class ProcessReader:
         pids = sorted(int(name) for name in os.listdir(self._proc) if name.isdigit())
         readings: list[Reading] = []
         for pid in pids:
+            if self._kernel_threads.get(pid, now_s) > now_s and pid not in members:
+                continue
             try:
                 reading = self._read(pid, now_s, members, detail_interval_s)
             except (FileNotFoundError, ProcessLookupError):
@@ -71,7 +89,8 @@ class ProcessReader:
                 continue
             if reading is not None:
                 readings.append(reading)
-        self._forget(set(pids), readings)
+        self._forget(set(pids), {reading.instance for reading in readings})
+        self._members = set(members)
         return readings
 
     def close(self) -> None:
@@ -82,14 +101,17 @@ class ProcessReader:
 
     def _read(self, pid: int, now_s: float, members: dict[int, str], detail_interval_s: float) -> Reading | None:
         content = self._stat_of(pid)
-        is_due = detail_interval_s * (0.75 + (pid % 8) / 16)
+        is_due_s = detail_interval_s * (0.75 + (pid % 8) / 16)
         before = self._raw.get(pid)
         # Most processes sleep: their line is the same byte for byte, and so is what it meant.
-        is_same = before is not None and before[0] == content and pid not in members
-        if before is not None and is_same and now_s - before[1].detail.read_at_s < is_due:
+        is_same = before is not None and before[0] == content and pid not in members and pid not in self._members
+        if before is not None and is_same and now_s - before[1].detail.read_at_s < is_due_s:
             return before[1]
         stat = procfs.parse_stat(content, self._ticks_per_s)
-        if stat is None or stat.is_kernel_thread:
+        if stat is None:
+            return None
+        if stat.is_kernel_thread:
+            self._kernel_threads[pid] = now_s + detail_interval_s
             return None
         instance = Instance(pid=pid, start_ticks=stat.start_ticks)
         is_member = pid in members
@@ -99,17 +121,41 @@ class ProcessReader:
         elif is_member:
             # What a member is does not change in a second; what it holds does.
             detail = replace(detail, kinds=self._kinds(pid), io=self._io(pid), memory_cgroup=members[pid])
-        elif now_s - detail.read_at_s >= is_due:
+        elif pid in self._members or now_s - detail.read_at_s >= is_due_s:
+            # Whoever has just left a partition is placed anew at once.
             detail = self._read_detail(pid, now_s)
         self._details[instance] = detail
         cpu_s = stat.cpu_s
         if is_member:  # 10 ms of `stat` are too coarse to tell whether somebody has run at all
-            exact = procfs.parse_schedstat(self._some(f"{self._proc}/{pid}/schedstat"))
-            # schedstat is the first thread's; `stat` knows of all, to 10 ms. The larger is right.
-            cpu_s = stat.cpu_s if exact is None else max(exact, stat.cpu_s)
+            cpu_s = self._exact_cpu_s(instance, stat)
+        elif instance in self._runs:  # was one: what was said then does not fall
+            cpu_s = max(cpu_s, self._runs[instance].total_s)
         reading = Reading(instance=instance, stat=stat, cpu_s=cpu_s, detail=detail)
         self._raw[pid] = (content, reading)
         return reading
+
+    def _exact_cpu_s(self, instance: Instance, stat: Stat) -> float:
+        """Return processor time that moves whenever any thread has run; it never falls.
+
+        schedstat is each thread's own, and ends with it: what each ran since the last look is added up. A thread
+        that came and went in between shows in `stat`, to 10 ms.
+        """
+        run = self._runs.setdefault(instance, _Run())
+        now_s: dict[str, float] = {}
+        if stat.thread_count <= THREADS_MOST:
+            folder = f"{self._proc}/{instance.pid}/task"
+            threads = [str(instance.pid)] if stat.thread_count == 1 else os.listdir(folder)
+            for thread in threads:
+                try:
+                    ran_s = procfs.parse_schedstat(self._some(f"{folder}/{thread}/schedstat"))
+                except ProcessLookupError:  # this thread has ended
+                    continue
+                if ran_s is not None:
+                    now_s[thread] = ran_s
+        since_s = sum(max(0.0, ran_s - run.by_thread_s.get(thread, 0.0)) for thread, ran_s in now_s.items())
+        run.total_s = max(run.total_s + since_s, stat.cpu_s)
+        run.by_thread_s = now_s
+        return run.total_s
 
     def _stat_of(self, pid: int) -> bytes:
         descriptor = self._open.get(pid)
@@ -119,7 +165,7 @@ class ProcessReader:
             except ProcessLookupError:  # that process is gone; the pid may be another's by now
                 os.close(self._open.pop(pid))
         descriptor = os.open(f"{self._proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        if len(self._open) < KEPT_OPEN_MOST:
+        if len(self._open) < self._open_most:
             self._open[pid] = descriptor
             return os.pread(descriptor, 1024, 0)
         try:
@@ -162,11 +208,11 @@ class ProcessReader:
             self.unreadable_count += 1
             return ""
 
-    def _forget(self, pids: set[int], readings: list[Reading]) -> None:
+    def _forget(self, pids: set[int], instances: set[Instance]) -> None:
         for pid in [pid for pid in self._open if pid not in pids]:
             os.close(self._open.pop(pid))
-        for pid in [pid for pid in self._raw if pid not in pids]:
-            del self._raw[pid]
-        if len(self._details) > 2 * len(readings) + 64:
-            instances = {reading.instance for reading in readings}
+        if len(self._details) > 2 * len(instances) + 64:
             self._details = {one: detail for one, detail in self._details.items() if one in instances}
+        self._raw = {pid: kept for pid, kept in self._raw.items() if pid in pids}
+        self._runs = {one: run for one, run in self._runs.items() if one in instances}
+        self._kernel_threads = {pid: due_s for pid, due_s in self._kernel_threads.items() if pid in pids}

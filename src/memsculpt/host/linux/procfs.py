@@ -24,6 +24,7 @@ class Stat(NamedTuple):
     major_faults: int
     cpu_s: float
     resident_pages: int
+    thread_count: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,7 @@ def parse_stat(content: bytes, ticks_per_s: int) -> Stat | None:
             major_faults=int(fields[9]),
             cpu_s=(int(fields[11]) + int(fields[12])) / ticks_per_s,
             resident_pages=int(fields[21]),
+            thread_count=int(fields[17]),
         )
     except ValueError:
         return None

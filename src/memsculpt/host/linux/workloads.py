@@ -56,11 +56,16 @@ def place_of(reading: Reading, partitions: Sequence[PartitionSettings], adopted:
     return Place(workload=WorkloadId(f"exe:{exe}" if exe else "exe:unknown"), partition=None, cgroup=None)
 
 
+def own_cgroup(partition: str) -> CgroupPath:
+    """Return where a partition's own cgroup lies; the planner names it likewise."""
+    return CgroupPath(f"memsculpt/{partition.replace('/', '_')}")
+
+
 def find_adopted(partitions: Sequence[PartitionSettings], cgroups: Sequence[CgroupPath]) -> list[Adopted]:
     """Return the cgroups that the rules name, of those that are there, outermost ones only."""
     found: list[Adopted] = []
     for partition in partitions:
-        own = CgroupPath(f"memsculpt/{partition.name}")
+        own = own_cgroup(partition.name)
         if partition.match.is_by_cgroup():
             matching = [one for one in cgroups if fnmatchcase(one, partition.match.cgroup or "")]
             outer = [

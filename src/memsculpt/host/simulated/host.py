@@ -205,7 +205,7 @@ class SimulatedHost:
 
     def create_cgroup(self, cgroup: CgroupPath) -> None:
         """Make a cgroup of memsculpt's own; Refused when its name does not say so."""
-        if "memsculpt" not in cgroup:
+        if not any(part.startswith("memsculpt") for part in cgroup.split("/")):
             raise Refused(place=f"cgroup {cgroup!r}", problem="its name does not carry memsculpt", fix="name it so")
         self._machine.tree.create(cgroup, is_own=True)
 

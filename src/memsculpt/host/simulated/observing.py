@@ -10,10 +10,13 @@ from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.domain.observation import CgroupState, HostMemory, Observation, Processes, Workloads
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings
-from memsculpt.domain.workload import WorkloadId
+from memsculpt.domain.workload import CgroupPath, WorkloadId
 from memsculpt.errors import ConfigError
 from memsculpt.host.simulated.cgroups import PAGE_BYTES, Node
 from memsculpt.host.simulated.machine import Machine, Process
+
+WILDCARDS = frozenset("*?[")
+OWN_FOLDER = "memsculpt"  # partitions that have no cgroup of their own get OWN_FOLDER/NAME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +37,12 @@ def observe_machine(machine: Machine, partitions: Sequence[PartitionSettings]) -
         memory=_memory(machine),
         processes=_processes(machine, tenants),
         workloads=_workloads(machine, tenants),
-        cgroups=_cgroups(machine, tenants),
+        cgroups=_cgroups(machine, tenants, partitions),
+        notes=tuple(
+            f'partition "{partition.name}": no cgroup fits {partition.match.describe()} now'
+            for partition in partitions
+            if partition.match.is_by_cgroup() and all(tenant.partition != partition.name for tenant in tenants)
+        ),
     )
 
 
@@ -65,37 +73,33 @@ def find_tenants(machine: Machine, partitions: Sequence[PartitionSettings]) -> t
 
 
 def check_rules(machine: Machine, partitions: Sequence[PartitionSettings]) -> None:
-    """Refuse rules that name an absent cgroup, or two that claim the same workload, with ConfigError."""
+    """Refuse a rule that names an absent cgroup (a glob may fit none), and two that claim one workload: ConfigError."""
     for partition in partitions:
-        rule = partition.match
-        paths = [node.path for node in machine.tree.nodes.values() if _fits_node(partition, node)]
-        if rule.cgroup is not None and not partition.create and not paths:
+        named = partition.match.cgroup
+        is_name = named is not None and partition.match.is_by_cgroup() and not WILDCARDS & set(named)
+        if is_name and named not in machine.tree.nodes:
             raise ConfigError(
-                place=f"partition {partition.name!r}",
-                problem=f"no cgroup fits {rule.describe()}",
-                fix="start it first, correct the glob, or set create = true",
+                place=f'partition "{partition.name}"',
+                problem=f'there is no cgroup "{named}"',
+                fix="start what lives in it first, correct the name, or use a glob (it may match nothing)",
             )
-    for kind, claimed in (("cgroup", _claims_by_node(machine, partitions)), ("process", _claims(machine, partitions))):
-        for what, names in claimed:
-            if len(names) > 1:
-                raise ConfigError(
-                    place=f"partitions {', '.join(repr(name) for name in names)}",
-                    problem=f"claim the same {kind} {what}",
-                    fix="narrow one of the rules",
-                )
+    claims = {f'cgroup "{node.path}"': _claims_on_node(node, partitions) for node in machine.tree.nodes.values()}
+    for process in machine.processes.values():
+        by_process = {part.name for part in partitions if _fits_process(part, process)}
+        claims[f"process {process.instance.pid}"] = by_process | _claims_on_node(process.node, partitions)
+    for what, names in claims.items():
+        if len(names) > 1:
+            first, second, *_ = sorted(names)
+            raise ConfigError(
+                place=f'partition "{second}"',
+                problem=f'{what} belongs to partition "{first}" as well',
+                fix="make the rules fit different workloads",
+            )
 
 
-def _claims_by_node(machine: Machine, partitions: Sequence[PartitionSettings]) -> list[tuple[str, list[str]]]:
-    nodes = machine.tree.nodes.values()
-    return [(repr(node.path), [part.name for part in partitions if _fits_node(part, node)]) for node in nodes]
-
-
-def _claims(machine: Machine, partitions: Sequence[PartitionSettings]) -> list[tuple[str, list[str]]]:
-    by_process = [part for part in partitions if not part.match.is_by_cgroup()]
-    return [
-        (process.program.exe, [part.name for part in by_process if _fits_process(part, process)])
-        for process in machine.processes.values()
-    ]
+def _claims_on_node(node: Node, partitions: Sequence[PartitionSettings]) -> set[str]:
+    """Return the partitions whose rules name a cgroup or one above it: a cgroup is adopted with all below it."""
+    return {part.name for part in partitions for above in node.lineage if _fits_node(part, above)}
 
 
 def _fits_node(partition: PartitionSettings, node: Node) -> bool:
@@ -215,14 +219,17 @@ def _workloads(machine: Machine, tenants: Sequence[Tenant]) -> Workloads:
     )
 
 
-def _cgroups(machine: Machine, tenants: Sequence[Tenant]) -> tuple[CgroupState, ...]:
+def _cgroups(
+    machine: Machine, tenants: Sequence[Tenant], partitions: Sequence[PartitionSettings]
+) -> tuple[CgroupState, ...]:
     found: dict[str, tuple[Node, str]] = {}
     for tenant in tenants:
-        if tenant.partition is None:
-            continue
-        homes = [tenant.node] if tenant.node is not None else [p.node for p in tenant.members if p.node.is_own]
-        for node in homes:
-            found.setdefault(node.path, (node, tenant.partition))
+        if tenant.partition is not None and tenant.node is not None:
+            found[tenant.node.path] = (tenant.node, tenant.partition)
+    for partition in partitions:
+        own = machine.tree.nodes.get(CgroupPath(f"{OWN_FOLDER}/{partition.name}"))
+        if own is not None and not partition.match.is_by_cgroup():
+            found[own.path] = (own, partition.name)
     return tuple(_cgroup_state(machine, *found[path]) for path in sorted(found))
 
 
