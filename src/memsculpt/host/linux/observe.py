@@ -131,7 +131,7 @@ class LinuxObserver:
         for row in rows.values():
             self._complete(row, is_adopted=any(one.cgroup == row.place.cgroup for one in adopted))
         self._last = {
-            name: {reading.instance: reading for reading in row.readings}
+            name: {reading.instance.pid: reading for reading in row.readings}
             for name, row in rows.items()
             if row.charge is None
         }
