@@ -121,11 +121,7 @@ class LinuxObserver:
             rows.setdefault(place.workload, _Row(place=place)).readings.append(reading)
         for row in rows.values():
             self._complete(row, is_adopted=any(one.cgroup == row.place.cgroup for one in adopted))
-        self._last = {
-            name: {reading.instance: reading for reading in row.readings}
-            for name, row in rows.items()
-            if row.charge is None
-        }
+        self._last = {name: {reading.instance: reading for reading in row.readings} for name, row in rows.items()}
         self._past = {name: past for name, past in self._past.items() if name in rows}
         self._keys = {name: key for name, key in self._keys.items() if name in rows and rows[name].readings}
         return [rows[name] for name in sorted(rows)]
@@ -142,8 +138,7 @@ class LinuxObserver:
                 row.key = os.stat(folder).st_ino
             except (FileNotFoundError, OSError):  # removed a moment ago: what its processes say still counts
                 row.charge = None
-        if row.charge is None:
-            row.past = self._follow_ended(row)
+        row.past = self._follow_ended(row)
         row.pressure = self._pressure(row)
 
     def _follow_ended(self, row: _Row) -> _Past:
@@ -235,7 +230,7 @@ class LinuxObserver:
                 lambda row: _past(row).major_faults + sum(one.stat.major_faults for one in row.readings),
             ),
             refaults_count=ints(lambda charge: charge.refaults, lambda _: 0),
-            cpu_s=_floats([_past(row).cpu_s + sum(one.cpu_s for one in row.readings) for row in rows]),
+            cpu_s=_floats([_cpu_s_of(row) for row in rows]),
             read_bytes=_ints([_past(row).read_bytes + _io_of(row, 0) for row in rows]),
             written_bytes=_ints([_past(row).written_bytes + _io_of(row, 1) for row in rows]),
             some_stall_s=_floats([0.0 if row.pressure is None else row.pressure.some_s for row in rows]),
@@ -272,6 +267,11 @@ def _process_columns(readings: list[Reading], rows: list[_Row], page_bytes: int)
 
 def _past(row: _Row) -> _Past:
     return row.past or _Past()
+
+
+def _cpu_s_of(row: _Row) -> float:
+    # Whole nanoseconds: the order of adding must not make the sum fall by a rounding error when a process ends.
+    return round(_past(row).cpu_s + sum(one.cpu_s for one in row.readings), 9)
 
 
 def _io_of(row: _Row, column: int) -> int:
