@@ -14,6 +14,7 @@ from memsculpt.domain.settings import PartitionSettings
 from memsculpt.domain.workload import CgroupPath, WorkloadId
 from memsculpt.host.linux import meminfo, psi, workloads
 from memsculpt.host.linux.controller import Charge, Controller, read_pids
+from memsculpt.host.linux.errnos import is_gone
 from memsculpt.host.linux.processes import ProcessReader, Reading
 from memsculpt.host.linux.psi import Pressure
 from memsculpt.host.linux.workloads import Adopted, Place
@@ -102,7 +103,9 @@ class LinuxObserver:
         for one in adopted:
             try:
                 pids = read_pids(self._controller.folder(one.cgroup)) if self._controller else []
-            except (FileNotFoundError, OSError):  # ENODEV: removed between listing and reading
+            except OSError as error:  # ENODEV: removed between listing and reading
+                if not is_gone(error):
+                    raise
                 continue
             there.append(one)
             members.update(dict.fromkeys(pids, str(one.cgroup)))
@@ -136,7 +139,9 @@ class LinuxObserver:
             try:
                 row.charge = self._controller.read_charge(row.place.cgroup)
                 row.key = os.stat(folder).st_ino
-            except (FileNotFoundError, OSError):  # removed a moment ago: what its processes say still counts
+            except OSError as error:  # removed a moment ago: what its processes say still counts
+                if not is_gone(error):
+                    raise
                 row.charge = None
         row.past = self._follow_ended(row)
         row.pressure = self._pressure(row)
@@ -190,7 +195,9 @@ class LinuxObserver:
                         is_own=one.is_own,
                     )
                 )
-            except (FileNotFoundError, OSError):  # removed meanwhile: a row less
+            except OSError as error:  # removed meanwhile: a row less
+                if not is_gone(error):
+                    raise
                 continue
         return tuple(states)
 
