@@ -16,12 +16,13 @@ from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import ForecastSettings
 from memsculpt.forecast import conformal, mixture, season
-from memsculpt.forecast.experts import EXPERTS, Drift
+from memsculpt.forecast.experts import EXPERTS, Drift, SeasonalNaive
 from memsculpt.forecast.memory import Slots
 from memsculpt.forecast.protocol import Series
 
 GRID_S = 1.0
 DRIFT = next(row for row, expert in enumerate(EXPERTS) if isinstance(expert, Drift))
+SEASONAL = next(row for row, expert in enumerate(EXPERTS) if isinstance(expert, SeasonalNaive))
 SEASON_EVERY_S = 20.0
 ALARM_RATIO = 1.2
 ALARM_HALF_LIFE_S = 120.0
@@ -85,7 +86,11 @@ def step(state: Forecaster, profiles: Profiles, settings: ForecastSettings) -> t
     mixed = _in_order(mixture.mix(by_expert, weights) + slots.correction[at])
     _remember(state, at, profiles, points, by_expert, mixed)
     bounded = _bounded(slots, at, mixed, need, points[:, DRIFT], levels)
-    quantiles = _in_order(_with_alarms(slots, at, bounded, profiles, levels))
+    # Tracking keeps the 0.9 quantile below the truth in one case of ten, if only by a little, and for a phase that
+    # comes on time that is a few pages too few: what the rhythm promises is the least at the top levels.
+    has_rhythm = confident[:, SEASONAL] & np.isfinite(slots.onset_s[at, -2])
+    promised = np.where(has_rhythm[:, np.newaxis], points[:, SEASONAL], 0.0)
+    quantiles = _in_order(_with_least(slots, at, bounded, profiles, levels, promised))
     state.time_s = profiles.time_s
     act = settings.horizons_s.index(settings.act_horizon_s)
     leaders: list[int] = weights[:, :, act].argmax(axis=1).tolist()
@@ -241,12 +246,17 @@ def _bounded(slots: Slots, at: Int64, mixed: Float64, need: Float64, drifting: F
     return np.where(is_bound, np.minimum(mixed, most), mixed)
 
 
-def _with_alarms(slots: Slots, at: Int64, mixed: Float64, profiles: Profiles, levels: Float64) -> Float64:
-    """Raise the top quantiles after an OOM kill or a limit hit, and to the known start-up peak while starting."""
+def _with_least(
+    slots: Slots, at: Int64, mixed: Float64, profiles: Profiles, levels: Float64, promised: Float64
+) -> Float64:
+    """Raise the top quantiles after an OOM kill or a limit hit, while starting, and to what a rhythm promises.
+
+    `mixed` has shape (n, horizons, levels), `promised` (n, horizons); a start needs the start-up peak known.
+    """
     least = slots.alarm_bytes[at]
     least = np.where(profiles.is_starting, np.maximum(least, slots.startup_peak[at]), least)
-    high = levels >= ALARM_LEVEL
-    return np.where(high, np.maximum(mixed, least[:, np.newaxis, np.newaxis]), mixed)
+    raised = np.maximum(least[:, np.newaxis], promised)[:, :, np.newaxis]
+    return np.where(levels >= ALARM_LEVEL, np.maximum(mixed, raised), mixed)
 
 
 def _in_order(quantiles: Float64) -> Float64:

@@ -41,6 +41,7 @@ def test_parsers_take_any_bytes(content):
     procfs.parse_io(content)
     procfs.parse_schedstat(content)
     procfs.parse_cgroup(content)
+    pagemap.parse_private(content)
     psi.parse_pressure(content)
     meminfo.parse_meminfo(content)
     controller.parse_table(content)

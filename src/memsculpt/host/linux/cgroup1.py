@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """cgroup v1 memory (Documentation/admin-guide/cgroup-v1/memory.rst)."""
 
+import errno
 import os
 import time
 
@@ -103,7 +104,9 @@ class CgroupV1:
                 if after >= now:
                     break
                 now = after
-        except OSError:  # EBUSY: nothing more can be taken; what was taken counts
+        except OSError as error:
+            if error.errno not in {errno.EBUSY, errno.EINTR}:  # nothing more can be taken; what was taken counts
+                raise
             now = int(procfs.read_file(usage))
         finally:
             controller.write_text(path, before)

@@ -98,6 +98,6 @@ def write_text(path: str, text: str) -> None:
     """Write a cgroup file in one write. Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(descriptor, text.encode("ascii"))
+        os.write(descriptor, os.fsencode(text))
     finally:
         os.close(descriptor)

@@ -16,6 +16,11 @@ FIXES = {
 }
 
 
+def is_gone(error: OSError) -> bool:
+    """Tell whether a process or cgroup went away between two calls: the one cause for leaving out a row."""
+    return error.errno in GONE
+
+
 def translate(error: OSError, place: str) -> MemsculptError:
     """Return what an OSError means: gone (drop the row), later (back off), or not possible here (say why)."""
     if error.errno in GONE:

@@ -14,6 +14,7 @@ from memsculpt.domain.settings import PartitionSettings
 from memsculpt.domain.workload import CgroupPath, WorkloadId
 from memsculpt.host.linux import meminfo, psi, workloads
 from memsculpt.host.linux.controller import Charge, Controller, read_pids
+from memsculpt.host.linux.errnos import is_gone
 from memsculpt.host.linux.processes import ProcessReader, Reading
 from memsculpt.host.linux.psi import Pressure
 from memsculpt.host.linux.workloads import Adopted, Place
@@ -104,7 +105,9 @@ class LinuxObserver:
         for one in adopted:
             try:
                 pids = read_pids(self._controller.folder(one.cgroup)) if self._controller else []
-            except (FileNotFoundError, OSError):  # ENODEV: removed between listing and reading
+            except OSError as error:  # ENODEV: removed between listing and reading
+                if not is_gone(error):
+                    raise
                 continue
             there.append(one)
             members.update(dict.fromkeys(pids, str(one.cgroup)))
@@ -130,11 +133,7 @@ class LinuxObserver:
             row.readings.append(reading)
         for row in rows.values():
             self._complete(row, is_adopted=any(one.cgroup == row.place.cgroup for one in adopted))
-        self._last = {
-            name: {reading.instance.pid: reading for reading in row.readings}
-            for name, row in rows.items()
-            if row.charge is None
-        }
+        self._last = {name: {reading.instance.pid: reading for reading in row.readings} for name, row in rows.items()}
         self._past = {name: past for name, past in self._past.items() if name in rows}
         self._keys = {name: key for name, key in self._keys.items() if name in rows and rows[name].readings}
         return [rows[name] for name in sorted(rows)]
@@ -158,10 +157,11 @@ class LinuxObserver:
             try:
                 row.charge = self._controller.read_charge(row.place.cgroup)
                 row.key = os.stat(folder).st_ino
-            except (FileNotFoundError, OSError):  # removed a moment ago: what its processes say still counts
+            except OSError as error:  # removed a moment ago: what its processes say still counts
+                if not is_gone(error):
+                    raise
                 row.charge = None
-        if row.charge is None:
-            row.past = self._follow_ended(row)
+        row.past = self._follow_ended(row)
         row.pressure = self._pressure(row)
 
     def _follow_ended(self, row: _Row) -> _Past:
@@ -213,7 +213,9 @@ class LinuxObserver:
                         is_own=one.is_own,
                     )
                 )
-            except (FileNotFoundError, OSError):  # removed meanwhile: a row less
+            except OSError as error:  # removed meanwhile: a row less
+                if not is_gone(error):
+                    raise
                 continue
         return tuple(states)
 
@@ -253,7 +255,7 @@ class LinuxObserver:
                 lambda row: _past(row).major_faults + sum(one.stat.major_faults for one in row.readings),
             ),
             refaults_count=ints(lambda charge: charge.refaults, lambda _: 0),
-            cpu_s=_floats([_past(row).cpu_s + sum(one.cpu_s for one in row.readings) for row in rows]),
+            cpu_s=_floats([_cpu_s_of(row) for row in rows]),
             read_bytes=_ints([_past(row).read_bytes + _io_of(row, 0) for row in rows]),
             written_bytes=_ints([_past(row).written_bytes + _io_of(row, 1) for row in rows]),
             some_stall_s=_floats([0.0 if row.pressure is None else row.pressure.some_s for row in rows]),
@@ -290,6 +292,11 @@ def _process_columns(readings: list[Reading], rows: list[_Row], page_bytes: int)
 
 def _past(row: _Row) -> _Past:
     return row.past or _Past()
+
+
+def _cpu_s_of(row: _Row) -> float:
+    # Whole nanoseconds: the order of adding must not make the sum fall by a rounding error when a process ends.
+    return round(_past(row).cpu_s + sum(one.cpu_s for one in row.readings), 9)
 
 
 def _io_of(row: _Row, column: int) -> int:

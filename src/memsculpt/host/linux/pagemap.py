@@ -6,6 +6,7 @@ Documentation/admin-guide/mm/pagemap.rst: one 64-bit entry a page, bit 63 presen
 
 import mmap
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -61,11 +62,15 @@ def read_pages(descriptor: int, ranges: list[tuple[int, int]], flag: np.uint64) 
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-def runs_of(pages: Int64) -> list[tuple[int, int]]:
-    """Return ascending page addresses as ranges (start, end)."""
+def runs_of(pages: Int64, mappings: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+    """Return ascending page addresses as ranges (start, end), none of which reaches into a second mapping.
+
+    Neighbouring mappings differ in something: one that is locked must not hold up the other.
+    """
     if pages.size == 0:
         return []
-    breaks = np.flatnonzero(np.diff(pages) != PAGE)
+    begins = np.array([start for start, _ in mappings], dtype=np.int64)
+    breaks = np.flatnonzero((np.diff(pages) != PAGE) | np.isin(pages[1:], begins))
     starts = pages[np.concatenate(([0], breaks + 1))]
     ends = pages[np.concatenate((breaks, [pages.size - 1]))] + PAGE
     return list(zip(starts.tolist(), ends.tolist(), strict=True))

@@ -42,7 +42,7 @@ class LinuxPager:
         with self._opened(process) as (pidfd, descriptor, ranges):
             resident = pagemap.read_pages(descriptor, ranges, PRESENT)
             chosen = choose_out(resident, self._sent.get(process), size_bytes // PAGE)
-            _send(pidfd, chosen)
+            _send(pidfd, pagemap.runs_of(chosen, ranges))
             swapped = pagemap.read_pages(descriptor, ranges, SWAPPED)
         moved = int(np.isin(chosen, swapped, assume_unique=True).sum())
         self._remember(process, swapped)
@@ -105,10 +105,10 @@ def choose_in(swapped: Int64, sent_before: Int64 | None, count: int) -> Int64:
     return np.sort(np.concatenate((swapped[ours], swapped[~ours]))[:count])
 
 
-def _send(pidfd: int, pages: Int64) -> None:
+def _send(pidfd: int, runs: list[tuple[int, int]]) -> None:
     pending: list[tuple[int, int]] = []
     size = 0
-    for start, end in pagemap.runs_of(pages):
+    for start, end in runs:
         at = start
         while at < end:
             length = min(end - at, CALL_BYTES - size)
