@@ -77,11 +77,11 @@ def test_what_is_said_to_have_left_has_left_and_nothing_is_lost(host, holder):
 
 
 def test_no_more_leaves_than_was_asked_for(host, holder):
-    """As the kernel's own sum of the process's swap says; a few pages of Python may not leave (shared, in use)."""
+    """As the kernel's own sum of the process's swap says; pages still in a processor's own list may not leave."""
     moved = host.page_out(holder.instance, 4 * MIB)
     swapped_kib = Path(f"/proc/{holder.child.pid}/status").read_text().partition("VmSwap:")[2].split()[0]
 
-    assert 4 * MIB - 64 * 1024 <= moved.moved_bytes <= 4 * MIB
+    assert 3 * MIB <= moved.moved_bytes <= 4 * MIB
     assert int(swapped_kib) * 1024 == moved.moved_bytes
 
 
