@@ -120,9 +120,9 @@ BAD = {
     ),
     "absent cgroup": ('[[partition]]\nname = "a"\nmatch = { cgroup = "no/such/cgroup" }\n', ":2", "no/such/cgroup"),
     "two rules, one workload": (
-        "\n".join(
-            f'[[partition]]\nname = "{name}"\nmatch = {{ exe = "{glob}" }}'
-            for name, glob in (("a", "*python*"), ("b", "*pyth*"))
+        (
+            '[[partition]]\nname = "a"\nmatch = { exe = "*python*" }\n'
+            '[[partition]]\nname = "b"\nmatch = { exe = "*pyth*" }\n'
         ),
         "",
         '"a"',
