@@ -4,6 +4,7 @@
 The second source is the process's own page tables, read here and not by what is tested.
 """
 
+import os
 import struct
 from pathlib import Path
 
@@ -71,8 +72,9 @@ def test_what_is_said_to_have_left_has_left_and_nothing_is_lost(host, holder):
     """All private memory but a little is asked for; the page tables agree with the answer, the content survives."""
     moved = host.page_out(holder.instance, 64 * MIB)
 
-    assert len(holder.swapped()) == 4096
-    assert moved.moved_bytes >= holder.size_bytes
+    # Pages still in a processor's own batch (at most 31 each) are on no list that reclaim could take them from.
+    assert 4096 - 31 * (os.cpu_count() or 1) <= len(holder.swapped()) <= 4096
+    assert moved.moved_bytes >= len(holder.swapped()) * 4096
     assert holder.child.ask("sum") == holder.checksum
 
 

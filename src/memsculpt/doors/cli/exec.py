@@ -17,7 +17,7 @@ def add_command(subparsers: Subparsers) -> None:
         "start a program inside a partition",
         "Put this process into the partition's cgroup and become the program: all of its memory is charged there.\n"
         "With --share its identical pages may be merged with those of other programs (KSM).",
-        "sudo memsculpt exec --partition batch -- ./worker --all",
+        "sudo memsculpt exec --partition batch -- ./worker",
     )
     parser.add_argument("--config", metavar="FILE", help=f"default: {places.SYSTEM_CONFIG}, where there is one")
     parser.add_argument("--partition", metavar="NAME", required=True, help="a partition that the configuration names")
