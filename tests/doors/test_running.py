@@ -120,8 +120,10 @@ BAD = {
     ),
     "absent cgroup": ('[[partition]]\nname = "a"\nmatch = { cgroup = "no/such/cgroup" }\n', ":2", "no/such/cgroup"),
     "two rules, one workload": (
-        '[[partition]]\nname = "a"\nmatch = { exe = "*python*" }\n'
-        '[[partition]]\nname = "b"\nmatch = { exe = "*pyth*" }\n',
+        (
+            '[[partition]]\nname = "a"\nmatch = { exe = "*python*" }\n'
+            '[[partition]]\nname = "b"\nmatch = { exe = "*pyth*" }\n'
+        ),
         "",
         '"a"',
     ),

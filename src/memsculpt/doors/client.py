@@ -7,7 +7,7 @@
 import http.client
 import json
 import socket
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from memsculpt.errors import MemsculptError, Refused, Unavailable, UsageError
 
@@ -81,14 +81,13 @@ class Client:
         return self._decoded(status, content, resource)
 
     def _decoded(self, status: int, content: bytes, resource: str) -> Answer:
-        try:
-            answer = json.loads(content)
-        except ValueError as error:
+        answer = _object_in(content)
+        if answer is None:
             raise MemsculptError(
                 place=f"{self.path} {resource}",
-                problem=f"something that is not memsculpt answered (HTTP {status}, not JSON)",
+                problem=f"something that is not memsculpt answered (HTTP {status}, no JSON object)",
                 fix="name the agent's socket with --socket",
-            ) from error
+            )
         if status == 200:
             return answer
         said = answer.get("error", {})
@@ -97,3 +96,11 @@ class Client:
             problem=said.get("problem", f"HTTP {status}"),
             fix=said.get("fix", "see docs/reference/api.md"),
         )
+
+
+def _object_in(content: bytes) -> Answer | None:
+    try:
+        found: object = json.loads(content)
+    except ValueError:
+        return None
+    return cast("Answer", found) if isinstance(found, dict) else None

@@ -30,7 +30,7 @@ def printable(name: str) -> str:
 def shortened(name: str, width: int) -> str:
     """Return a printable name of at most `width` letters; the end is kept, because it tells most."""
     clean = printable(name)
-    return clean if len(clean) <= width else f"…{clean[1 - width :]}"
+    return clean if len(clean) <= width else f"…{clean[len(clean) - width + 1 :]}"
 
 
 def percent(ratio: float, digits: int = 1) -> str:

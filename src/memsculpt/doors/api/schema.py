@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""What the API says and takes, as types: JSON, the OpenAPI document and the checks of requests come from here.
 
-Names end in their unit, as everywhere. Sizes are whole bytes. A ceiling is never above the machine's memory, so no
-number is too large for JSON. Names from the kernel are valid Unicode: other bytes are written as `\xNN`.
+Names end in their unit, as everywhere. Sizes are whole bytes. A ceiling is never above the machine's memory; where an
+action lifts or first sets a limit, 2**63 - 1 stands for "unlimited", and nothing else is above 2**53.
+Names from the kernel are valid Unicode: other bytes are written as `\xNN`.
 Fields are added, never renamed or removed, within one version of the API.
 """
 

@@ -76,7 +76,7 @@ def _make_parser(word: str) -> Parser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"memsculpt {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"memsculpt {__version__}")
     subparsers: Any = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in (word,) if word in COMMANDS else COMMANDS:
         _command(f"memsculpt.doors.cli.{name}")(subparsers)

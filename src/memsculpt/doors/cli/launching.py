@@ -8,8 +8,10 @@ from typing import NoReturn
 from memsculpt.domain.settings import PartitionSettings
 from memsculpt.domain.workload import CgroupPath
 from memsculpt.doors.cli import preparing
-from memsculpt.errors import MemsculptError, UsageError
+from memsculpt.errors import MemsculptError, UsageError, Vanished
 from memsculpt.host import merge_own_pages, open_host, own_instance
+from memsculpt.host.protocol import Host
+from memsculpt.plan import placement
 
 WILDCARDS = frozenset("*?[")
 
@@ -27,9 +29,7 @@ def become(command: list[str], *, partition: str, share: bool, config: str | Non
         raise UsageError(place=f"--partition {partition}", problem="is not configured", fix=f"name one of: {known}")
     host = open_host(replace(settings, partitions=()))
     try:
-        cgroup = cgroup_of(chosen)
-        host.create_cgroup(cgroup)
-        host.move_process(own_instance(), cgroup)
+        enter(host, chosen)
         if share:
             merge_own_pages()
     finally:
@@ -42,9 +42,28 @@ def become(command: list[str], *, partition: str, share: bool, config: str | Non
         ) from error
 
 
-def cgroup_of(partition: PartitionSettings) -> CgroupPath:
-    """Return the cgroup that a program of the partition enters: the one that is named, or one of ours."""
-    named = partition.match.cgroup
-    if named is not None and not WILDCARDS.intersection(named):
-        return CgroupPath(named)
-    return CgroupPath(f"memsculpt/{partition.name}")
+def enter(host: Host, partition: PartitionSettings) -> None:
+    """Move this process into the partition's cgroup: the one that its rule names, or one of memsculpt's own.
+
+    Raises MemsculptError when the rule names several, or one that is not there.
+    """
+    named = partition.match.cgroup if partition.match.is_by_cgroup() else None
+    if named is None:
+        cgroup = placement.own_cgroup(partition.name)
+        host.create_cgroup(cgroup)
+    elif WILDCARDS.isdisjoint(named):
+        cgroup = CgroupPath(named)
+    else:
+        raise UsageError(
+            place=f"--partition {partition.name}",
+            problem=f'takes every cgroup that fits "{named}", so there is none to enter',
+            fix="start the program in one of those cgroups, and it belongs to the partition",
+        )
+    try:
+        host.move_process(own_instance(), cgroup)
+    except Vanished as error:
+        raise MemsculptError(
+            place=f'cgroup "{cgroup}"',
+            problem="is not there",
+            fix="start the service that owns it first",
+        ) from error

@@ -102,12 +102,15 @@ def _workload_table(workloads: list[dict[str, Any]], most: int) -> str:
 def _score_line(scores: dict[str, Any] | None) -> str:
     if scores is None or not scores["scored_count"]:
         return "forecasts: none has come to its horizon yet"
-    columns = zip(scores["levels"], scores["covered_ratio"], scores["pinball_bytes"], strict=True)
     held = ", ".join(
-        f"{words.level_name(level)} held {words.percent(covered)} (pinball {format_bytes(pinball)})"
-        for level, covered, pinball in columns
+        f"{words.level_name(level)} held {words.percent(covered)}"
+        for level, covered in zip(scores["levels"], scores["covered_ratio"], strict=True)
     )
-    return f"forecasts over {format_duration_s(scores['horizon_s'])}: {scores['scored_count']} scored; {held}"
+    pinball = sum(scores["pinball_bytes"]) / len(scores["pinball_bytes"])
+    return (
+        f"forecasts over {format_duration_s(scores['horizon_s'])}: {scores['scored_count']} scored; {held}; "
+        f"pinball loss {format_bytes(pinball)}"
+    )
 
 
 def _action_lines(actions: dict[str, Any]) -> list[str]:
