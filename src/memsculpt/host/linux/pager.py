@@ -10,15 +10,14 @@ import os
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-
-import numpy as np
+from dataclasses import dataclass
 
 from memsculpt.domain.arrays import Int64
 from memsculpt.domain.workload import Instance
-from memsculpt.errors import Vanished
-from memsculpt.host.linux import madvise, pagemap, procfs
+from memsculpt.errors import Transient, Vanished
+from memsculpt.host.linux import madvise, meminfo, pagemap, procfs, runs
 from memsculpt.host.linux.errnos import translate
-from memsculpt.host.linux.pagemap import PAGE, PRESENT, SWAPPED
+from memsculpt.host.linux.pagemap import MOVABLE, PAGE, SWAPPED
 from memsculpt.host.protocol import Moved
 
 # A kernel without preemption lets nobody in before a call returns: 256 KiB take some 0.7 ms to compress.
@@ -27,6 +26,18 @@ CALL_BYTES = 256 << 10
 REMEMBERED_MOST = 256
 # Ranges that were unmapped, locked or hidden meanwhile: passed over, the rest goes on.
 PASSED_OVER = frozenset({errno.ENOMEM, errno.EINVAL, errno.EAGAIN, errno.EINTR, errno.EFAULT})
+# Pages are listed one by one only for so much at a time.
+LISTED_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    """A process that was opened: nothing here can become another's when the pid is used again."""
+
+    pidfd: int
+    pagemap: int
+    ranges: list[tuple[int, int]]  # private anonymous memory
+    locked: Int64  # what of it may not leave
 
 
 class LinuxPager:
@@ -39,76 +50,83 @@ class LinuxPager:
     def page_out(self, process: Instance, size_bytes: int) -> Moved:
         """Send up to `size_bytes` of private resident pages out; see the protocol."""
         begin_s, begin_cpu_s = time.monotonic(), time.thread_time()
-        with self._opened(process) as (pidfd, descriptor, ranges):
-            resident = pagemap.read_pages(descriptor, ranges, PRESENT)
-            chosen = choose_out(resident, self._sent.get(process), size_bytes // PAGE)
-            _send(pidfd, pagemap.runs_of(chosen, ranges))
-            swapped = pagemap.read_pages(descriptor, ranges, SWAPPED)
-        moved = int(np.isin(chosen, swapped, assume_unique=True).sum())
-        self._remember(process, swapped)
-        return _moved(size_bytes, moved, begin_s, begin_cpu_s)
+        with self._opened(process) as target:
+            movable = runs.difference(pagemap.read_runs(target.pagemap, target.ranges, MOVABLE), target.locked)
+            before = self._sent.get(process, runs.NONE)
+            chosen = choose_out(movable, before, size_bytes // PAGE * PAGE)
+            _send(target.pidfd, chosen)
+            swapped = pagemap.read_runs(target.pagemap, target.ranges, SWAPPED)
+        moved = runs.intersection(chosen, swapped)
+        if len(chosen) and not len(moved):
+            self._check_swap(process)
+        self._remember(process, runs.union(moved, runs.intersection(before, swapped)))
+        return _moved(size_bytes, runs.size_of(moved), begin_s, begin_cpu_s)
 
     def page_in(self, process: Instance, size_bytes: int) -> Moved:
         """Bring up to `size_bytes` of swapped pages back and map them; see the protocol."""
         begin_s, begin_cpu_s = time.monotonic(), time.thread_time()
-        with self._opened(process) as (_, descriptor, ranges):
-            swapped = pagemap.read_pages(descriptor, ranges, SWAPPED)
-            chosen = choose_in(swapped, self._sent.get(process), size_bytes // PAGE)
+        with self._opened(process) as target:
+            swapped = pagemap.read_runs(target.pagemap, target.ranges, SWAPPED)
+            chosen = choose_in(swapped, self._sent.get(process, runs.NONE), size_bytes // PAGE * PAGE)
             touched = _bring(process.pid, chosen)
-        return _moved(size_bytes, touched, begin_s, begin_cpu_s)
+        return _moved(size_bytes, touched * PAGE, begin_s, begin_cpu_s)
 
     @contextmanager
-    def _opened(self, process: Instance) -> Generator[tuple[int, int, list[tuple[int, int]]]]:
+    def _opened(self, process: Instance) -> Generator[_Target]:
         place = f"process {process.pid}"
+        opened: list[int] = []
         try:
-            pidfd = os.pidfd_open(process.pid)
-        except OSError as error:
-            raise translate(error, place) from error
-        try:
-            # The descriptor holds this very process; only now the pid cannot be another's.
-            stat = procfs.parse_stat(procfs.read_file(f"{self._proc}/{process.pid}/stat"), 1)
+            opened.append(os.pidfd_open(process.pid))
+            # Both descriptors hold the process that has the pid now; its start tells whether it is the right one.
+            folder = os.open(f"{self._proc}/{process.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.append(folder)
+            stat = procfs.parse_stat(procfs.read_file("stat", dir_fd=folder), 1)
             if stat is None or stat.start_ticks != process.start_ticks:
                 raise Vanished(place=place)
-            ranges = pagemap.read_private(self._proc, process.pid)
-            descriptor = os.open(f"{self._proc}/{process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                yield pidfd, descriptor, ranges
-            finally:
-                os.close(descriptor)
+            ranges = pagemap.parse_private(procfs.read_file("maps", 1 << 20, dir_fd=folder))
+            locked = runs.NONE
+            if procfs.parse_locked_bytes(procfs.read_file("status", dir_fd=folder)) > 0:
+                locked = pagemap.parse_locked(procfs.read_file("smaps", 1 << 20, dir_fd=folder))
+            opened.append(os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder))
+            yield _Target(pidfd=opened[0], pagemap=opened[-1], ranges=ranges, locked=locked)
         except OSError as error:
             raise translate(error, place) from error
         finally:
-            os.close(pidfd)
+            for descriptor in opened:
+                os.close(descriptor)
 
-    def _remember(self, process: Instance, pages: Int64) -> None:
-        self._sent[process] = pages
+    def _check_swap(self, process: Instance) -> None:
+        """Raise Transient when nothing could leave because there is no room to go to."""
+        free_bytes = meminfo.read_host_memory(self._proc).swap_free_bytes
+        if free_bytes < PAGE:
+            raise Transient(place=f"process {process.pid}", problem="no page left, the swap is full", retry_in_s=10.0)
+
+    def _remember(self, process: Instance, sent: Int64) -> None:
+        self._sent[process] = sent
         if len(self._sent) > REMEMBERED_MOST:
-            self._sent = {one: sent for one, sent in self._sent.items() if os.path.exists(f"{self._proc}/{one.pid}")}
+            alive = {one: kept for one, kept in self._sent.items() if os.path.exists(f"{self._proc}/{one.pid}")}
+            # Those last used stay: a dict keeps the order in which entries were made.
+            self._sent = dict(list(alive.items())[-REMEMBERED_MOST:])
 
 
-def choose_out(resident: Int64, sent_before: Int64 | None, count: int) -> Int64:
-    """Return the pages to send, ascending: those that were sent before first, then the highest addresses."""
-    if count >= resident.size:
-        return resident
-    if sent_before is None:
-        return resident[resident.size - count :]
-    again = np.isin(resident, sent_before, assume_unique=True)
-    ordered = np.concatenate((resident[~again], resident[again]))
-    return np.sort(ordered[ordered.size - count :])
+def choose_out(movable: Int64, sent_before: Int64, size_bytes: int) -> Int64:
+    """Return the runs to send: those that were sent before first, then the highest addresses."""
+    again = runs.last(runs.intersection(movable, sent_before), size_bytes)
+    fresh = runs.last(runs.difference(movable, sent_before), size_bytes - runs.size_of(again))
+    return runs.union(again, fresh)
 
 
-def choose_in(swapped: Int64, sent_before: Int64 | None, count: int) -> Int64:
-    """Return the pages to bring back, ascending: those that were sent by us first."""
-    if count >= swapped.size or sent_before is None:
-        return swapped[:count]
-    ours = np.isin(swapped, sent_before, assume_unique=True)
-    return np.sort(np.concatenate((swapped[ours], swapped[~ours]))[:count])
+def choose_in(swapped: Int64, sent_before: Int64, size_bytes: int) -> Int64:
+    """Return the runs to bring back: those that were sent by us first, then the lowest addresses."""
+    ours = runs.first(runs.intersection(swapped, sent_before), size_bytes)
+    others = runs.first(runs.difference(swapped, sent_before), size_bytes - runs.size_of(ours))
+    return runs.union(ours, others)
 
 
-def _send(pidfd: int, runs: list[tuple[int, int]]) -> None:
+def _send(pidfd: int, chosen: Int64) -> None:
     pending: list[tuple[int, int]] = []
     size = 0
-    for start, end in runs:
+    for start, end in chosen.tolist():
         at = start
         while at < end:
             length = min(end - at, CALL_BYTES - size)
@@ -138,7 +156,17 @@ def _advise_out(pidfd: int, ranges: list[tuple[int, int]]) -> None:
         at += 1
 
 
-def _bring(pid: int, pages: Int64) -> int:
+def _bring(pid: int, chosen: Int64) -> int:
+    """Fault the runs in; return how many pages were read."""
+    done = 0
+    while len(chosen):
+        part = runs.first(chosen, LISTED_BYTES)
+        chosen = runs.difference(chosen, part)
+        done += _touch(pid, runs.pages_of(part, PAGE))
+    return done
+
+
+def _touch(pid: int, pages: Int64) -> int:
     done = at = 0
     while at < pages.size:
         part = pages[at : at + madvise.RANGES_MOST]
@@ -154,10 +182,10 @@ def _bring(pid: int, pages: Int64) -> int:
     return done
 
 
-def _moved(asked_bytes: int, pages: int, begin_s: float, begin_cpu_s: float) -> Moved:
+def _moved(asked_bytes: int, moved_bytes: int, begin_s: float, begin_cpu_s: float) -> Moved:
     return Moved(
         asked_bytes=asked_bytes,
-        moved_bytes=pages * PAGE,
+        moved_bytes=moved_bytes,
         duration_s=time.monotonic() - begin_s,
         cpu_s=time.thread_time() - begin_cpu_s,
     )

@@ -76,6 +76,15 @@ def parse_status(content: bytes) -> MemoryKinds | None:
     )
 
 
+def parse_locked_bytes(content: bytes) -> int:
+    """Return VmLck of /proc/PID/status: how much may not leave; 0 for a process without memory."""
+    for line in content.splitlines():
+        words = line.split()
+        if len(words) == 3 and words[0] == b"VmLck:" and words[1].isdigit():
+            return int(words[1]) * KIB
+    return 0
+
+
 def parse_io(content: bytes) -> tuple[int, int] | None:
     """Return the bytes read from and written to storage (not the cache), or None."""
     found: dict[bytes, int] = {}
@@ -116,9 +125,9 @@ def parse_cgroup(content: bytes) -> tuple[str | None, str | None]:
     return memory, unified
 
 
-def read_file(path: str, size: int = 1 << 16) -> bytes:
-    """Return a file of /proc or a cgroup whole. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def read_file(path: str, size: int = 1 << 16, *, dir_fd: int | None = None) -> bytes:
+    """Return a file of /proc or a cgroup whole; `dir_fd` is the folder of a relative path. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         content = os.read(descriptor, size)
         if len(content) < size and not content.endswith(b"\n"):
