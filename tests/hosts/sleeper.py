@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scene's process on a real host: fills private memory, sleeps, and touches all of it when told to.
 
-Takes the bytes to fill and the cgroup.procs file to enter. Speaks lines: says "filled" once; answers each "touch" with "touched N", N the pages that do not hold what was
-written. Ends with its standard input.
+Takes the bytes to fill and the cgroup.procs file to enter. Speaks lines: says "filled" once; answers each "touch" with
+"touched N", N the pages that do not hold what was written. Ends with its standard input.
 """
 
 import mmap
