@@ -38,6 +38,9 @@ from memsculpt.host.simulated import (
     VanishBeforeAction,
 )
 
+# Whole runs, not single calls: a test simulates up to a quarter of an hour, an hour in the last one.
+pytestmark = pytest.mark.timeout(120)
+
 MIB = 1 << 20
 LAB_BYTES = 1150 * MIB
 TENANTS = ("redis-server", "job-a", "job-b")
@@ -290,6 +293,21 @@ def mixed_host(seed: int, mix: list[Program], limit_bytes: int, faults: tuple[Fa
     )
 
 
+def budgets(host: SimulatedHost) -> dict[str, dict[str, str]]:
+    """Return every budget there is. The empty folder of memsculpt's own cgroups may stay; what was in it may not."""
+    return {path: files for path, files in host.budgets().items() if path != "memsculpt"}
+
+
+def strayed(host: SimulatedHost, mix: list[Program]) -> list[str]:
+    """Return the programs whose process is not where it was started."""
+    return [
+        program.name
+        for program in mix
+        for instance in host.instances(program.name)
+        if host.cgroup_of(instance) != program.cgroup
+    ]
+
+
 LIMITS = st.integers(100, 600).map(lambda n: n * MIB)
 few = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -317,7 +335,7 @@ def test_apply_then_restore_is_the_identity(
 ):
     """Whatever was done, closing the agent leaves every budget byte for byte as it was, and the journal empty."""
     host = mixed_host(seed, mix, limit_bytes, version=version)
-    before = host.budgets()
+    before = budgets(host)
     with running(host, settings_for(mix, Mode.APPLY, limit_bytes), tmp_path_factory.mktemp("state")) as run:
         run.go(40.0)
         event("budgets were changed" if host.budgets() != before else "no budget was changed")
@@ -325,7 +343,41 @@ def test_apply_then_restore_is_the_identity(
         assert report is not None
         assert report.is_complete, report
 
-    assert host.budgets() == before
+    assert budgets(host) == before
+    assert strayed(host, mix) == []
+
+
+@few
+@given(
+    seed=st.integers(0, 1 << 30),
+    mix=programs(),
+    limit_bytes=LIMITS,
+    version=st.sampled_from([1, 2]),
+    killed_after_s=st.integers(1, 30),
+)
+def test_what_a_killed_agent_leaves_is_undone_from_the_journal(
+    seed: int,
+    mix: list[Program],
+    limit_bytes: int,
+    version: int,
+    killed_after_s: int,
+    tmp_path_factory: pytest.TempPathFactory,
+):
+    """An agent that ends without a word leaves a journal, and somebody who knows nothing else undoes all from it."""
+    host = mixed_host(seed, mix, limit_bytes, version=version)
+    before = budgets(host)
+    state = tmp_path_factory.mktemp("state")
+    with running(host, settings_for(mix, Mode.APPLY, limit_bytes), state) as run:
+        run.go(float(killed_after_s))
+    event("budgets were changed" if budgets(host) != before else "no budget was changed")
+    event("a process was moved" if strayed(host, mix) else "no process was moved")
+    journal = act.Journal.open(state, machine_lock=None)
+    report = act.restore(host, journal)
+    journal.close()
+
+    assert report.is_complete, report
+    assert budgets(host) == before
+    assert strayed(host, mix) == []
 
 
 @few
@@ -387,15 +439,16 @@ def test_faults_never_crash_a_tick_and_leave_nothing_behind(
     """Whatever goes wrong, every tick ends, and what is not undone in the end is what somebody else wrote."""
     faults = data.draw(faults_for(mix))
     host = mixed_host(seed, mix, limit_bytes, faults)
-    before = host.budgets()
+    before = budgets(host)
     with running(host, settings_for(mix, Mode.APPLY, limit_bytes), tmp_path_factory.mktemp("state")) as run:
         run.go(45.0)  # longer than any fault
         report = run.agent.close()
         assert report is not None
         assert report.is_complete, report
 
+    assert strayed(host, mix) == []
     foreign = {fault.cgroup for fault in faults if isinstance(fault, ForeignLimit)}
-    after = host.budgets()
+    after = budgets(host)
     assert {path: texts for path, texts in after.items() if path not in foreign} == {
         path: texts for path, texts in before.items() if path not in foreign
     }
@@ -436,13 +489,13 @@ def test_an_hour_in_seconds(tmp_path: Path):
         Constant(name="stray-b", size_bytes=100 * MIB),
     ]
     host = SimulatedHost(1, workloads=mix, limits={"lab": LAB_BYTES}, total_bytes=4096 * MIB, chunk_bytes=MIB)
-    before = host.budgets()
+    before = budgets(host)
     with running(host, lab_settings(Mode.APPLY), tmp_path) as run:
         run.go(3600.0)
         report = run.agent.close()
 
     assert report is not None
     assert report.is_complete
-    assert host.budgets() == before
+    assert budgets(host) == before
     assert host.now_s() >= 4600.0
     assert [host.record(name).oom_kills_count for name in TENANTS] == [0, 0, 0]
