@@ -226,11 +226,25 @@ def test_the_division_fits_the_capacity(managed: Run):
             assert int(tick.plan.division.size_bytes.sum()) <= LAB_BYTES
 
 
+@pytest.mark.xfail(
+    reason="plan names the root as where a process of a rule by exe comes from, act finds it elsewhere and leaves it"
+)
+def test_a_process_is_moved_from_wherever_it_lives(tmp_path: Path):
+    """A partition that asks for a cgroup of its own gets the processes its rule names, also out of another cgroup."""
+    host = SimulatedHost(1, workloads=(Constant(name="worker", cgroup="jobs/inner", size_bytes=64 * MIB),))
+    partition = PartitionSettings(name="batch", match=Match(exe="*/worker"), create=True)
+    with running(host, Settings(mode=Mode.APPLY, partitions=(partition,)), tmp_path) as run:
+        run.go(5.0)
+        homes = [host.cgroup_of(instance) for instance in host.instances("worker")]
+
+    assert homes == ["memsculpt/batch"]
+
+
 # --- what it must never do --------------------------------------------------------------------------------------------
 
 
 def programs() -> st.SearchStrategy[list[Program]]:
-    """Draw up to six programs of all kinds, each in a cgroup of its own below the lab."""
+    """Draw up to six programs of all kinds, each in a cgroup of its own below the lab, every third in the root."""
     mib = st.integers(8, 200).map(lambda n: n * MIB)
     kinds = (
         st.builds(lambda size: ("constant", lambda **at: Constant(size_bytes=size, **at)), mib),
@@ -263,19 +277,23 @@ def programs() -> st.SearchStrategy[list[Program]]:
         ),
     )
     return st.lists(st.one_of(*kinds), min_size=1, max_size=6).map(
-        lambda drawn: [build(name=f"{kind}-{n}", cgroup=f"lab/{kind}-{n}") for n, (kind, build) in enumerate(drawn)]
+        lambda drawn: [
+            build(name=f"{kind}-{n}", cgroup="" if n % 3 == 2 else f"lab/{kind}-{n}")
+            for n, (kind, build) in enumerate(drawn)
+        ]
     )
 
 
 def settings_for(mix: list[Program], mode: Mode, capacity_bytes: int) -> Settings:
-    """One partition a program; every third is fixed, every third has a guarantee, so that budgets are written."""
+    """One partition a program: fixed, with a guarantee, or in a cgroup of memsculpt's own, so that much is changed."""
     share_bytes = capacity_bytes // (2 * len(mix)) // MIB * MIB
 
     def partition(number: int, program: Program) -> PartitionSettings:
-        fixed, guaranteed = number % 3 == 0, number % 3 == 1
+        fixed, guaranteed, moved = number % 3 == 0, number % 3 == 1, number % 3 == 2
         return PartitionSettings(
             name=program.name,
-            match=Match(cgroup=program.cgroup),
+            match=Match(exe=program.exe) if moved else Match(cgroup=program.cgroup),
+            create=moved,
             kind=Kind.FIXED if fixed else Kind.DYNAMIC,
             size_bytes=share_bytes if fixed else None,
             guarantee_bytes=share_bytes if guaranteed else 0,
@@ -287,7 +305,7 @@ def settings_for(mix: list[Program], mode: Mode, capacity_bytes: int) -> Setting
 
 def mixed_host(seed: int, mix: list[Program], limit_bytes: int, faults: tuple[Fault, ...] = (), version: int = 1):
     """A lab with the programs in it; every other one has a limit of its own already."""
-    own = {program.cgroup: limit_bytes // 3 for program in mix[::2]}
+    own = {program.cgroup: limit_bytes // 3 for program in mix[::2] if program.cgroup}
     return SimulatedHost(
         seed, workloads=mix, limits={"lab": limit_bytes, **own}, faults=faults, cgroup_version=version, chunk_bytes=MIB
     )
@@ -338,7 +356,8 @@ def test_apply_then_restore_is_the_identity(
     before = budgets(host)
     with running(host, settings_for(mix, Mode.APPLY, limit_bytes), tmp_path_factory.mktemp("state")) as run:
         run.go(40.0)
-        event("budgets were changed" if host.budgets() != before else "no budget was changed")
+        event("budgets were changed" if budgets(host) != before else "no budget was changed")
+        event("a process was moved" if strayed(host, mix) else "no process was moved")
         report = run.agent.close()
         assert report is not None
         assert report.is_complete, report
@@ -380,49 +399,18 @@ def test_what_a_killed_agent_leaves_is_undone_from_the_journal(
     assert strayed(host, mix) == []
 
 
-@few
-@given(
-    seed=st.integers(0, 1 << 30),
-    mix=programs(),
-    limit_bytes=LIMITS,
-    version=st.sampled_from([1, 2]),
-    killed_after_s=st.integers(1, 30),
-)
-def test_what_a_killed_agent_leaves_is_undone_from_the_journal(
-    seed: int,
-    mix: list[Program],
-    limit_bytes: int,
-    version: int,
-    killed_after_s: int,
-    tmp_path_factory: pytest.TempPathFactory,
-):
-    """An agent that ends without a word leaves a journal, and somebody who knows nothing else undoes all from it."""
-    host = mixed_host(seed, mix, limit_bytes, version=version)
-    before = host.budgets()
-    state = tmp_path_factory.mktemp("state")
-    with running(host, settings_for(mix, Mode.APPLY, limit_bytes), state) as run:
-        run.go(float(killed_after_s))
-    event("budgets were changed" if host.budgets() != before else "no budget was changed")
-    journal = act.Journal.open(state, machine_lock=None)
-    report = act.restore(host, journal)
-    journal.close()
-
-    assert report.is_complete, report
-    assert host.budgets() == before
-
-
 def faults_for(mix: list[Program]) -> st.SearchStrategy[tuple[Fault, ...]]:
     times = st.integers(0, 30).map(float)
-    program = st.sampled_from(mix)
+    program, limited = st.sampled_from(mix), st.sampled_from([one for one in mix if one.cgroup])
     return st.lists(
         st.one_of(
             st.builds(lambda one, at: VanishBeforeAction(program=one.name, from_s=at), program, times),
-            st.builds(lambda one, at: BusyLimit(cgroup=one.cgroup, from_s=at, until_s=at + 5.0), program, times),
+            st.builds(lambda one, at: BusyLimit(cgroup=one.cgroup, from_s=at, until_s=at + 5.0), limited, times),
             st.builds(lambda at: DeniedPaging(from_s=at, until_s=at + 5.0), times),
             st.builds(lambda at: SwapFull(from_s=at, until_s=at + 5.0), times),
             st.builds(
                 lambda one, kind, at: ForeignLimit(cgroup=one.cgroup, kind=kind, size_bytes=333 * MIB, at_s=at),
-                program,
+                limited,
                 st.sampled_from(LimitKind),
                 times,
             ),
