@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process that holds private memory and does with it what it is told, one line at a time; ends with its input.
 
-Called with a size and the cgroups to enter. Says "ADDRESS" of its memory first. Answers every command with one line.
+Says "ADDRESS" of its memory first. Answers every command with one line.
 """
 
 import ctypes
@@ -18,9 +18,6 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def main() -> None:
     size = int(sys.argv[1])
-    for folder in sys.argv[2:]:
-        with open(f"{folder}/cgroup.procs", "w") as procs:  # noqa: PTH123  nothing imported that is not needed
-            procs.write(str(os.getpid()))
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)  # counts are of base pages
     noise = random.Random(7).randbytes(PAGE_BYTES // 2)  # half of a page compresses, half does not

@@ -84,7 +84,7 @@ def test_the_same_pages_leave_again(pager, start_holder):
 
     assert runs.size_of(back) == 0
     second = entries(holder, pagemap.SWAPPED)
-    assert runs.size_of(runs.difference(second, first)) == 0
+    assert runs.size_of(runs.difference(second, first)) <= STRAGGLERS_BYTES
     assert runs.size_of(runs.difference(first, second)) <= STRAGGLERS_BYTES
 
 
