@@ -104,3 +104,33 @@ def remove(folder: Path) -> None:
             if time.monotonic() > deadline_s:
                 raise
             time.sleep(0.01)
+
+
+@pytest.fixture
+def start_holder(start: Callable[..., Child], own_folder: Path) -> Callable[..., "Holder"]:
+    """Start processes that hold private memory in the cgroup `own_folder`; see holder.py."""
+    code = Path(__file__).with_name("holder.py").read_text()
+
+    def started(size_bytes: int = 32 * MIB) -> Holder:
+        return Holder(start(code.replace("sys.argv[1]", str(size_bytes)), own_folder), size_bytes)
+
+    return started
+
+
+class Holder:
+    """A child that holds `size_bytes` of private memory at `address`."""
+
+    def __init__(self, child: Child, size_bytes: int) -> None:
+        self.pid, self.size_bytes = child.pid, size_bytes
+        self.address, self.instance = int(child.first), child.instance()
+        self.ask, self.stat, self.end, self.kill = child.ask, child.stat, child.end, child.popen.kill
+
+    def faults(self) -> tuple[int, int]:
+        """Minor and major faults so far: fields 10 and 12 of proc_pid_stat(5)."""
+        return int(self.stat()[7]), int(self.stat()[9])
+
+    def status_bytes(self, name: str) -> int:
+        """A size of /proc/PID/status: the second source beside the page tables."""
+        lines = Path(f"/proc/{self.pid}/status").read_bytes().splitlines()
+        (line,) = (line for line in lines if line.startswith(f"{name}:".encode()))
+        return int(line.split()[1]) * 1024

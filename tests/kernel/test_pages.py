@@ -16,6 +16,8 @@ from memsculpt.errors import Vanished
 pytestmark = [pytest.mark.needs("page_out"), pytest.mark.needs("page_in"), pytest.mark.needs("zram_control")]
 
 PAGE = 4096
+# Pages still in a processor's own batch (at most 31 each) are on no list that reclaim could take them from.
+IN_BATCHES = 31 * (os.cpu_count() or 1)
 MIB = 1 << 20
 
 HOLDER = """
@@ -72,8 +74,7 @@ def test_what_is_said_to_have_left_has_left_and_nothing_is_lost(host, holder):
     """All private memory but a little is asked for; the page tables agree with the answer, the content survives."""
     moved = host.page_out(holder.instance, 64 * MIB)
 
-    # Pages still in a processor's own batch (at most 31 each) are on no list that reclaim could take them from.
-    assert 4096 - 31 * (os.cpu_count() or 1) <= len(holder.swapped()) <= 4096
+    assert 4096 - IN_BATCHES <= len(holder.swapped()) <= 4096
     assert moved.moved_bytes >= len(holder.swapped()) * 4096
     assert holder.child.ask("sum") == holder.checksum
 
@@ -101,23 +102,25 @@ def test_what_came_back_is_mapped(host, holder):
 
 
 def test_what_left_before_leaves_again(host, holder):
-    """A second round takes the same pages, so the ones that stayed keep staying."""
+    """A second round takes the same pages but for a few in batches, so the ones that stayed keep staying."""
     host.page_out(holder.instance, 8 * MIB)
     first = holder.swapped()
     host.page_in(holder.instance, 64 * MIB)
     host.page_out(holder.instance, 8 * MIB)
 
     assert first
-    assert holder.swapped() == first
+    assert len(holder.swapped() ^ first) <= 2 * IN_BATCHES
 
 
 def test_locked_pages_stay_and_hold_nobody_up(host, holder):
-    """Pages before and behind a locked range leave, to the last one; the locked ones do not, and nothing raises."""
+    """Pages before and behind a locked range leave; the locked ones do not, and nothing raises."""
     first, count = 1001, 300
     assert holder.child.ask(f"lock {first * PAGE} {count * PAGE}") == "0"
     host.page_out(holder.instance, 64 * MIB)
 
-    assert holder.swapped() == set(range(4096)) - set(range(first, first + count))
+    may_leave = set(range(4096)) - set(range(first, first + count))
+    assert holder.swapped() <= may_leave
+    assert len(may_leave - holder.swapped()) <= IN_BATCHES
     assert holder.child.ask("sum") == holder.checksum
 
 

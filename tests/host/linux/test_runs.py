@@ -64,3 +64,15 @@ def test_joined_fills_gaps_up_to_the_limit(parts, gap_pages):
     assert held <= set(runs.pages_of(whole, PAGE).tolist())
     assert (whole[1:, 0] - whole[:-1, 1] > gap_pages * PAGE).all()
     assert {int(edge) for edge in whole.ravel()} <= {int(edge) for part in shifted for edge in part.ravel()}
+
+
+@given(page_sets, st.sets(st.integers(-5, MOST + 5), max_size=10))
+def test_split_cuts_where_told_and_nowhere_else(numbers, cuts):
+    """The same pages, in runs none of which reaches over a cut."""
+    addresses = sorted(START + cut * PAGE for cut in cuts)
+    whole = runs_from(numbers)
+    parts = runs.split(whole, addresses)
+
+    assert runs.joined([parts]).tolist() == whole.tolist()
+    assert not any(start < address < end for start, end in parts.tolist() for address in addresses)
+    assert set(parts.ravel().tolist()) <= set(whole.ravel().tolist()) | set(addresses)

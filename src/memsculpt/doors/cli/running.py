@@ -30,7 +30,7 @@ from memsculpt.host.protocol import Host
 
 # What `--apply` cannot do without; the rest degrades.
 NEEDED_TO_APPLY = ("root", "cgroup_limits")
-WORTH_TELLING = ("psi", "page_out", "page_in", "swap")
+WORTH_TELLING = ("root", "psi", "page_out", "page_in", "swap")
 PORTS_TRIED = 8
 
 
@@ -51,7 +51,7 @@ def run(wanted: Wanted) -> int:
     """Run the agent until it is told to end; return the exit code."""
     settings = settings_for(wanted)
     if settings.mode is Mode.APPLY:
-        check_may_apply()
+        check_may_apply("--apply" if wanted.apply else 'mode = "apply"')
     with ExitStack() as stack:
         host = open_host(settings)
         stack.callback(host.close)
@@ -98,13 +98,13 @@ def settings_for(wanted: Wanted) -> Settings:
     return settings
 
 
-def check_may_apply() -> None:
-    """Raise Unavailable when this machine or user cannot act at all."""
+def check_may_apply(asked_by: str) -> None:
+    """Raise Unavailable when this machine or user cannot act at all; `asked_by` says where acting was asked for."""
     found = doctor.examine()
     for name in NEEDED_TO_APPLY:
         if not found[name].available:
             raise Unavailable(
-                place="--apply", problem=found[name].reason, fix=found[name].fix or "run with --observe instead"
+                place=asked_by, problem=found[name].reason, fix=found[name].fix or "run with --observe instead"
             )
 
 

@@ -54,7 +54,7 @@ class LinuxPager:
             movable = runs.difference(pagemap.read_runs(target.pagemap, target.ranges, MOVABLE), target.locked)
             before = self._sent.get(process, runs.NONE)
             chosen = choose_out(movable, before, size_bytes // PAGE * PAGE)
-            _send(target.pidfd, chosen)
+            _send(target.pidfd, runs.split(chosen, [start for start, _ in target.ranges]))
             swapped = pagemap.read_runs(target.pagemap, target.ranges, SWAPPED)
         moved = runs.intersection(chosen, swapped)
         if len(chosen) and not len(moved):

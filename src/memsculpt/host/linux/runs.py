@@ -65,6 +65,15 @@ def last(runs: Int64, size_bytes: int) -> Int64:
     return -first(-runs[::-1, ::-1], size_bytes)[::-1, ::-1]
 
 
+def split(runs: Int64, at: list[int]) -> Int64:
+    """Return the runs cut at these addresses, for use as a list only: neighbours are no longer one run."""
+    cuts = np.array(at, np.int64)
+    holder = np.searchsorted(runs[:, 0], cuts, side="left") - 1
+    inside = cuts[(holder >= 0) & (cuts < runs[holder, 1])] if len(runs) else cuts[:0]
+    edges = np.sort(np.concatenate((runs.ravel(), inside, inside)))
+    return edges.reshape(-1, 2)
+
+
 def pages_of(runs: Int64, page_bytes: int) -> Int64:
     """Return the address of every page, ascending, shape (n_pages,). For few pages only: this is not small."""
     counts = (runs[:, 1] - runs[:, 0]) // page_bytes
