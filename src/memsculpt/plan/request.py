@@ -232,7 +232,7 @@ def _fresh_partition(asked: _Asked, partition: str | None) -> PartitionSettings:
         match=Match(cgroup=placement.own_cgroup(name)),
         kind=Kind.DYNAMIC,
         ceiling_bytes=asked.target_bytes,
-        priority=known[partition].priority if partition in known else PartitionSettings.priority,
+        priority=known[partition].priority if partition in known else 100.0,
     )
 
 
