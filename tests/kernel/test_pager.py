@@ -127,17 +127,6 @@ def test_a_reserved_terabyte_costs_nothing(pager, start_holder):
     assert pager.page_out(holder.instance, 4 * MIB).moved_bytes >= 4 * MIB - STRAGGLERS_BYTES
 
 
-@pytest.mark.needs("pagemap_scan")
-def test_the_scan_finds_what_reading_finds(pager, start_holder, monkeypatch):
-    """The fast path and its slow twin agree on a process whose pages are partly out, page by page."""
-    holder = start_holder()
-    pager.page_out(holder.instance, 12 * MIB)
-    found = {flags: entries(holder, flags).tolist() for flags in (pagemap.PRESENT, pagemap.MOVABLE, pagemap.SWAPPED)}
-    monkeypatch.setattr(pagemap, "touched_ranges", lambda _, ranges: ranges)
-
-    assert {flags: entries(holder, flags).tolist() for flags in found} == found
-
-
 def test_a_process_that_ends_in_the_middle(pager, start_holder):
     """Killed while its pages move: what moved is told, or that it is gone, and no descriptor stays open."""
     opened = len(os.listdir("/proc/self/fd"))
