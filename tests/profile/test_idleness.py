@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 
+from memsculpt.domain.settings import MIB
 from tests.profile.world import Job, Process, paused, running, see, watch
 
 
@@ -38,6 +39,26 @@ def test_the_moment_is_measured_against_the_time_since_the_last_look():
 
     assert slow.idle_s[0] == 10.0
     assert fast.idle_s[0] == 0.0
+
+
+@pytest.mark.parametrize(("faults", "is_idle"), [(64, True), (65, False), (5000, False)])
+def test_a_process_that_waits_for_its_pages_is_not_idle(faults, is_idle):
+    """On a slow swap device it uses next to no processor time; what it faults in tells that it runs."""
+    before, after = (Job(processes=(Process(pid=7, anon=50.0, major=count),)) for count in (100, 100 + faults))
+
+    *_, last = watch(see(0.0, before), see(1.0, after))
+
+    assert last.idle_s.tolist() == [1.0 if is_idle else 0.0]
+    assert last.cold_bytes.tolist() == [50 * MIB if is_idle else 0]
+
+
+def test_a_few_faults_of_an_early_tick_are_no_run():
+    """The bound is per second, and never less than that of one second: a timer's few faults come all at once."""
+    before, after = (Job(processes=(Process(pid=7, anon=50.0, major=count),)) for count in (0, 40))
+
+    *_, last = watch(see(0.0, before), see(0.25, after))
+
+    assert last.idle_s.tolist() == [0.25]
 
 
 def test_a_reused_pid_is_another_process():

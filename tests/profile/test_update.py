@@ -113,6 +113,35 @@ def test_a_woken_workload_does_not_need_more_than_it_has():
     assert watch(*looks)[-1].needed_bytes.tolist() == [100 * MIB]
 
 
+def beside_a_busy_one(*sleeper: Process) -> list[int]:
+    """What a workload needs, in MiB, in which a process of 50 MiB runs all the time beside the one given."""
+    looks = []
+    for t, each in enumerate(sleeper):
+        job = Job(processes=(Process(pid=1, cpu_s=float(t), anon=50), each), swapped=each.swapped)
+        looks.append(see(float(t), job))
+    return [int(each.needed_bytes[0]) // MIB for each in watch(*looks)]
+
+
+def test_a_process_that_wakes_beside_a_busy_one_needs_what_it_had_when_it_ran_last():
+    """Its pages went to swap while it slept; they are needed in the tick in which it wakes, not as they trickle in."""
+    ran, sleeps, out = Process(pid=2, cpu_s=1.0, anon=400), Process(pid=2, cpu_s=2.0, anon=400), 380.0
+    gone = Process(pid=2, cpu_s=2.0, anon=20, swapped=out)
+    woken = Process(pid=2, cpu_s=2.5, anon=30, swapped=out - 10)
+
+    assert beside_a_busy_one(ran, sleeps, sleeps, gone, gone, woken) == [450, 450, 50, 50, 50, 450]
+
+
+def test_a_process_that_wakes_does_not_need_swapped_pages_that_it_did_not_have_in_memory_when_it_ran_last():
+    """What was in swap all through its last run (start-up code, a leak) is not asked for."""
+    runs, woken = (Process(pid=2, cpu_s=cpu_s, anon=100, swapped=900) for cpu_s in (1.0, 3.0))
+    sleeps = Process(pid=2, cpu_s=1.0, anon=100, swapped=900)
+    out = Process(pid=2, cpu_s=1.0, anon=10, swapped=990)
+
+    assert beside_a_busy_one(runs, sleeps, out, woken)[-1] == 150
+    back = Process(pid=2, cpu_s=3.0, anon=20, swapped=980)
+    assert beside_a_busy_one(runs, sleeps, out, back)[-1] == 150
+
+
 def test_what_a_running_workload_pulls_back_from_swap_is_needed():
     """Major faults say how fast it comes back: three seconds of it are needed, at most what is in swap."""
     looks = [
@@ -237,6 +266,23 @@ def test_growth_is_of_all_that_a_workload_has():
     assert [each.release_bytes_per_s[0] / MIB for each in seen] == [0, 0, 0, 0, 80]
 
 
+def test_reading_files_is_no_growth():
+    """Page cache that leaves freely is neither allocated nor released, however fast it comes and goes."""
+    seen = watch(
+        *(see(float(t), Job(anon=100, file=size, reclaimable=size)) for t, size in enumerate((0, 500, 900, 3)))
+    )
+
+    assert [each.growth_bytes_per_s[0] for each in seen] == [0.0] * 4
+    assert [each.release_bytes_per_s[0] for each in seen] == [0.0] * 4
+
+
+def test_a_start_that_reads_files_all_the_time_is_over_all_the_same():
+    """A server that settles and then reads file after file does not look as if it were starting."""
+    found = watch(*(see(float(t), running(at_s=t, anon=100, file=50 * t, reclaimable=50 * t)) for t in range(8)))
+
+    assert found[-1].is_starting.tolist() == [False]
+
+
 # --- starts -----------------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +378,8 @@ def jobs(draw, name: str) -> Job:
                 start=draw(st.integers(1, 2)),
                 cpu_s=draw(st.sampled_from((0.0, 0.001, 0.5, 3.0))),
                 anon=draw(SIZE),
+                swapped=draw(SIZE),
+                major=draw(st.sampled_from((0, 50, 5000))),
                 has_kinds=draw(st.booleans()),
             )
             for each in range(count)

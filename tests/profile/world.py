@@ -16,12 +16,14 @@ SETTINGS = Settings()
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """One process; `anon` is its private memory."""
+    """One process; `anon` is its private memory, `swapped` what of it is in swap, `major` counts faults."""
 
     pid: int
     cpu_s: float = 0.0
     start: int = 1
     anon: float = 0.0
+    swapped: float = 0.0
+    major: int = 0
     has_kinds: bool = True
 
 
@@ -91,11 +93,11 @@ def see(time_s: float, *jobs: Job, loose: tuple[Process, ...] = ()) -> Observati
             anon_bytes=of(lambda each: round(each.anon * MIB)),
             file_bytes=of(lambda _: 0),
             shmem_bytes=of(lambda _: 0),
-            swapped_bytes=of(lambda _: 0),
+            swapped_bytes=of(lambda each: round(each.swapped * MIB)),
             has_memory_kinds=of(lambda each: each.has_kinds, np.bool_),
             cpu_s=of(lambda each: each.cpu_s, np.float64),
             minor_faults_count=of(lambda _: 0),
-            major_faults_count=of(lambda _: 0),
+            major_faults_count=of(lambda each: each.major),
         ),
         workloads=Workloads(
             ids=tuple(WorkloadId(job.name) for job in jobs),

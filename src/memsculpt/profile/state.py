@@ -24,7 +24,12 @@ COUNTERS = (
 
 
 def counters_of(seen: Workloads) -> Float64:
-    """Return what is compared with the tick before, shape (n_workloads, len(COUNTERS))."""
+    """Return what is compared with the tick before, shape (n_workloads, len(COUNTERS)).
+
+    The footprint leaves out page cache that leaves freely: reading a file is not allocating.
+    """
+    file = np.maximum(seen.file_bytes - seen.reclaimable_bytes, 0)
+    footprint = seen.anon_bytes + seen.shmem_bytes + seen.kernel_bytes + file + seen.swapped_bytes
     return np.stack(
         [
             seen.minor_faults_count.astype(np.float64),
@@ -36,7 +41,7 @@ def counters_of(seen: Workloads) -> Float64:
             seen.full_stall_s,
             seen.oom_kills_count.astype(np.float64),
             seen.limit_hits_count.astype(np.float64),
-            (seen.resident_bytes + seen.swapped_bytes).astype(np.float64),
+            footprint.astype(np.float64),
         ],
         axis=1,
     )
@@ -59,11 +64,14 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ProcessTimes:
-    """When each process last ran; rows by (pid, start), sorted."""
+    """When each process last ran, and with how much memory; rows by (pid, start), sorted."""
 
     keys: Int64 = field(default_factory=lambda: np.empty((0, 2), np.int64))
     cpu_s: Float64 = field(default_factory=lambda: np.empty(0))
+    major_faults_count: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     ran_at_s: Float64 = field(default_factory=lambda: np.empty(0))
+    # Private memory when it last ran. A process that wakes wants as much again, in memory or still in swap.
+    ran_with_bytes: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

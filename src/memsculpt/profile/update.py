@@ -4,13 +4,14 @@
 - *reclaimable*: clean page cache that nobody maps. It leaves without I/O and is no need.
 - *cold*: anonymous memory of processes that have not run for `idle_after_s` (docs/methods/profile.md).
 - *needed*: the rest of what is resident, and for a workload that runs with part of its memory swapped
-  also what it is pulling back, at most the working set of its last phase.
+  also what it is pulling back, at most the working set of its last phase; the same for one process that wakes
+  in a workload that runs all the time.
 """
 
 import numpy as np
 
 from memsculpt.domain.arrays import Bool, Float64, Int64
-from memsculpt.domain.observation import Observation
+from memsculpt.domain.observation import Observation, Processes
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Settings
 from memsculpt.profile import idleness
@@ -32,10 +33,11 @@ def update(state: ProfileState, observation: Observation, settings: Settings) ->
     now_s = observation.time_s
     elapsed_s = 0.0 if state.time_s is None else max(now_s - state.time_s, 0.0)
     seen, processes = observation.workloads, observation.processes
-    times = idleness.update_times(state.processes, processes, now_s, elapsed_s)
-    process_idle_s = now_s - times.ran_at_s
+    idle_after_s = settings.observe.idle_after_s
+    ran = idleness.follow(state.processes, processes, now_s=now_s, elapsed_s=elapsed_s, idle_after_s=idle_after_s)
+    process_idle_s = ran.idle_s
     idle_s = idleness.idle_of_workloads(process_idle_s, processes, len(seen.ids))
-    is_active = idle_s < settings.observe.idle_after_s
+    is_active = idle_s < idle_after_s
 
     before = state.workloads
     rows = rows_before(seen.ids, before.ids)
@@ -58,8 +60,10 @@ def update(state: ProfileState, observation: Observation, settings: Settings) ->
     kept = _kept(before, rows, is_same)
     has_woken = (idle_s <= 0.0) & ~kept.was_active & is_same
     wanted = np.minimum(kept.working_set_bytes, present + seen.swapped_bytes)
-    pulled_bytes = np.minimum(pulled, seen.swapped_bytes).astype(np.int64)
-    needed = np.where(is_active, np.maximum(needed + pulled_bytes, np.where(has_woken, wanted, 0)), needed)
+    # Coming from swap: as fast as it does now, or at once what a process that wakes among others is used to.
+    lacking = np.maximum(pulled, _sum_by_workload(ran.lacks_bytes, processes, len(seen.ids)))
+    coming = np.minimum(lacking, seen.swapped_bytes).astype(np.int64)
+    needed = np.where(is_active, np.maximum(needed + coming, np.where(has_woken, wanted, 0)), needed)
     remembered = _remember(
         kept, observation, counters, needed, per_s["footprint_bytes"], is_active, has_woken, elapsed_s
     )
@@ -88,19 +92,20 @@ def update(state: ProfileState, observation: Observation, settings: Settings) ->
         hit_limit=change[:, COUNTERS.index("limit_hits")] > 0.0,
         process_idle_s=process_idle_s,
     )
-    return ProfileState(time_s=now_s, workloads=remembered, processes=times), profiles
+    return ProfileState(time_s=now_s, workloads=remembered, processes=ran.times), profiles
+
+
+def _sum_by_workload(column: Int64, processes: Processes, count: int) -> Float64:
+    inside = processes.workload_index >= 0
+    weights = column[inside].astype(np.float64)
+    return np.bincount(processes.workload_index[inside], weights=weights, minlength=count).astype(np.float64)
 
 
 def _cold_bytes(observation: Observation, process_idle_s: Float64, is_active: Bool, settings: Settings) -> Int64:
     """Sum the private memory of idle processes; shared memory only where nobody of the workload runs."""
     processes, seen = observation.processes, observation.workloads
-    chosen = (process_idle_s >= settings.observe.idle_after_s) & (processes.workload_index >= 0)
-    chosen &= processes.has_memory_kinds
-    private = np.bincount(
-        processes.workload_index[chosen],
-        weights=processes.anon_bytes[chosen].astype(np.float64),
-        minlength=len(seen.ids),
-    ).astype(np.int64)
+    chosen = (process_idle_s >= settings.observe.idle_after_s) & processes.has_memory_kinds
+    private = _sum_by_workload(np.where(chosen, processes.anon_bytes, 0), processes, len(seen.ids)).astype(np.int64)
     private = np.minimum(private, np.maximum(seen.anon_bytes - seen.unevictable_bytes, 0))
     return private + np.where(is_active, 0, seen.shmem_bytes)
 
