@@ -255,6 +255,17 @@ def test_every_further_mistake_refuses_for_longer_up_to_a_bound():
     assert refused == [5.0, 10.0, 20.0, 40.0, 80.0, REFUSE_MOST_S, REFUSE_MOST_S, REFUSE_MOST_S]
 
 
+def test_a_small_mistake_weighs_little():
+    """Two MiB of 100 that were missed must not keep the workload from giving much more when it next rests."""
+    run = Run()
+    run.tick(done(PageOut, 2))
+    run.tick(faulted=100.0)
+
+    assert run.verdicts() == ["was-needed-again"]
+    assert 0.0 < run.refused_for_s() < 0.2 * REFUSE_FIRST_S
+    assert 0.9 < run.last.page_out_allowed_ratio[0] < 1.0
+
+
 def test_a_mistake_is_forgiven_with_time():
     """Trust comes back halfway in a minute, and the next mistake then costs what the first one did."""
     run = Run()

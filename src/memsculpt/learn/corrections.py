@@ -42,13 +42,17 @@ class Experience:
             pinball_sum_bytes=self.pinball_sum_bytes + pinball_bytes,
         )
 
-    def after_mistake(self, now_s: float) -> "Experience":
-        """Return the experience after pages were missed that we had sent out, or a limit of ours hurt."""
+    def after_mistake(self, now_s: float, weight: float) -> "Experience":
+        """Return the experience after pages were missed that we had sent out, or a limit of ours hurt.
+
+        `weight` in (0, 1]: one that cost little must not keep the workload from giving hundreds of times
+        as much soon after, when it rests again.
+        """
         return replace(
             self,
-            page_out_allowed_ratio=0.5 * self.page_out_allowed_ratio,
-            refused_until_s=now_s + self.refuse_next_s,
-            refuse_next_s=min(2.0 * self.refuse_next_s, REFUSE_MOST_S),
+            page_out_allowed_ratio=(1.0 - 0.5 * weight) * self.page_out_allowed_ratio,
+            refused_until_s=max(self.refused_until_s, now_s + weight * self.refuse_next_s),
+            refuse_next_s=min((1.0 + weight) * self.refuse_next_s, REFUSE_MOST_S),
         )
 
     def after_page_in(self, *, was_used: bool) -> "Experience":

@@ -19,6 +19,8 @@ PAGE_IN_WINDOW_S = 12.0
 LIMIT_WINDOW_S = 5.0
 # Above this share of what was sent out coming back by faults, the wrong pages left.
 MISTAKE_RATIO = 0.2
+# A mistake weighs in full when this share of the workload's memory was sent out; a few pages weigh little.
+FULL_WEIGHT_RATIO = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,8 @@ class Trial:
     applied: Applied
     workload: WorkloadId
     until_s: float
-    faulted_bytes: float = 0.0  # page-out: what came back by the workload's own faults
+    faulted_bytes: float = 0.0  # page-out: what came back by the workload's own faults, at most all of it
+    whole_bytes: float = 0.0  # what the workload had: in use, cold and in its working set
     has_run: bool = False
     hit_limit: bool = False
 
@@ -39,7 +42,7 @@ class Verdict:
 
     outcome: Outcome
     workload: WorkloadId
-    is_mistake: bool = False
+    mistake_weight: float = 0.0  # 0 for none, 1 for one that cost a good part of the workload's memory
     page_in_used: bool | None = None
 
 
@@ -69,11 +72,13 @@ def follow(trial: Trial, profiles: Profiles, row: int | None, brought_bytes: flo
         return trial
     # The kernel counts pages that others fault in for a workload among its major faults: they are ours.
     faulted = float(profiles.major_faults_per_s[row]) * profiles.elapsed_s * page_bytes - brought_bytes
+    present = int(profiles.needed_bytes[row] + profiles.cold_bytes[row])
     return Trial(
         applied=trial.applied,
         workload=trial.workload,
         until_s=trial.until_s,
-        faulted_bytes=trial.faulted_bytes + max(faulted, 0.0),
+        faulted_bytes=min(trial.faulted_bytes + max(faulted, 0.0), float(trial.applied.done_bytes)),
+        whole_bytes=max(trial.whole_bytes, float(max(present, int(profiles.working_set_bytes[row])))),
         has_run=trial.has_run or float(profiles.idle_s[row]) <= 0.0,
         hit_limit=trial.hit_limit or bool(profiles.hit_limit[row]),
     )
@@ -90,7 +95,8 @@ def judge(trial: Trial, now_s: float) -> Verdict | None:
             return None
         came = max(0, int(done - trial.faulted_bytes))
         word = "was-needed-again" if is_mistake else "held"
-        return Verdict(outcome=_outcome(applied, came, word), workload=trial.workload, is_mistake=is_mistake)
+        weight = min(done / max(FULL_WEIGHT_RATIO * trial.whole_bytes, 1.0), 1.0) if is_mistake else 0.0
+        return Verdict(outcome=_outcome(applied, came, word), workload=trial.workload, mistake_weight=weight)
     if isinstance(action, PageIn):
         if not is_due and not trial.has_run:
             return None
@@ -101,7 +107,7 @@ def judge(trial: Trial, now_s: float) -> Verdict | None:
         return None
     word = "was-hit" if trial.hit_limit else "held"
     outcome = _outcome(applied, done, word)
-    return Verdict(outcome=outcome, workload=trial.workload, is_mistake=trial.hit_limit)
+    return Verdict(outcome=outcome, workload=trial.workload, mistake_weight=float(trial.hit_limit))
 
 
 def _outcome(applied: Applied, came_bytes: int, verdict: str) -> Outcome:

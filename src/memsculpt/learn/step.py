@@ -154,8 +154,8 @@ def _judge(
             continue
         told.append(verdict.outcome)
         known = experiences.get(verdict.workload)
-        if known is not None and verdict.is_mistake:
-            experiences[verdict.workload] = known.after_mistake(observation.time_s)
+        if known is not None and verdict.mistake_weight > 0.0:
+            experiences[verdict.workload] = known.after_mistake(observation.time_s, verdict.mistake_weight)
         elif known is not None and verdict.page_in_used is not None:
             experiences[verdict.workload] = known.after_page_in(was_used=verdict.page_in_used)
     brought_now: dict[WorkloadId, float] = {}
