@@ -9,6 +9,7 @@ import numpy as np
 from memsculpt.domain.arrays import Int64
 
 SYS_PROCESS_MADVISE = 440
+MADV_WILLNEED = 3
 MADV_PAGEOUT = 21
 RANGES_MOST = 1024  # UIO_MAXIOV
 

@@ -18,6 +18,11 @@ def parse_meminfo(content: bytes) -> dict[str, int]:
     return result
 
 
+def read_swap_cached_bytes(proc: str) -> int:
+    """Read how much memory holds pages that have a copy in swap. Raises OSError."""
+    return parse_meminfo(procfs.read_file(f"{proc}/meminfo")).get("SwapCached", 0)
+
+
 def read_host_memory(proc: str) -> HostMemory:
     """Read the machine's totals. Raises OSError."""
     sizes = parse_meminfo(procfs.read_file(f"{proc}/meminfo"))

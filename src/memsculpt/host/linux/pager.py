@@ -5,7 +5,6 @@ The pages that left last time leave first, and are the ones that come back first
 with another keeps the part that stayed, and nothing is moved that could have stayed.
 """
 
-import errno
 import os
 import time
 from collections.abc import Generator
@@ -15,19 +14,15 @@ from dataclasses import dataclass
 from memsculpt.domain.arrays import Int64
 from memsculpt.domain.workload import Instance
 from memsculpt.errors import Transient, Vanished
-from memsculpt.host.linux import madvise, meminfo, pagemap, procfs, runs
+from memsculpt.host.linux import meminfo, pagemap, procfs, runs, transfer
 from memsculpt.host.linux.errnos import translate
 from memsculpt.host.linux.pagemap import MOVABLE, PAGE, SWAPPED
 from memsculpt.host.protocol import Moved
 
-# A kernel without preemption lets nobody in before a call returns: 256 KiB take some 0.7 ms to compress.
-# Measured against calls of 4 MiB: 340 MiB out in 0.85 s instead of 0.75 s.
-CALL_BYTES = 256 << 10
 REMEMBERED_MOST = 256
-# Ranges that were unmapped, locked or hidden meanwhile: passed over, the rest goes on.
-PASSED_OVER = frozenset({errno.ENOMEM, errno.EINVAL, errno.EAGAIN, errno.EINTR, errno.EFAULT})
-# Pages are listed one by one only for so much at a time.
-LISTED_BYTES = 64 << 20
+# Of what is still being written when the rest has left, so much is waited for at most.
+SETTLE_TRIES = 10
+SETTLE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +49,7 @@ class LinuxPager:
             movable = runs.difference(pagemap.read_runs(target.pagemap, target.ranges, MOVABLE), target.locked)
             before = self._sent.get(process, runs.NONE)
             chosen = choose_out(movable, before, size_bytes // PAGE * PAGE)
-            _send(target.pidfd, runs.split(chosen, [start for start, _ in target.ranges]))
+            self._send(process.pid, target, runs.split(chosen, [start for start, _ in target.ranges]))
             swapped = pagemap.read_runs(target.pagemap, target.ranges, SWAPPED)
         moved = runs.intersection(chosen, swapped)
         if len(chosen) and not len(moved):
@@ -68,7 +63,7 @@ class LinuxPager:
         with self._opened(process) as target:
             swapped = pagemap.read_runs(target.pagemap, target.ranges, SWAPPED)
             chosen = choose_in(swapped, self._sent.get(process, runs.NONE), size_bytes // PAGE * PAGE)
-            touched = _bring(process.pid, chosen)
+            touched = transfer.bring(process.pid, target.pidfd, chosen, self._proc)
         return _moved(size_bytes, touched * PAGE, begin_s, begin_cpu_s)
 
     @contextmanager
@@ -94,6 +89,21 @@ class LinuxPager:
         finally:
             for descriptor in opened:
                 os.close(descriptor)
+
+    def _send(self, pid: int, target: _Target, chosen: Int64) -> None:
+        transfer.send(pid, target.pidfd, chosen, self._proc)
+        if transfer.is_prompt(self._proc):
+            return
+        left, tries = chosen, 0
+        while tries < SETTLE_TRIES:
+            before = runs.size_of(left)
+            left = runs.intersection(left, pagemap.read_runs(target.pagemap, target.ranges, MOVABLE))
+            # Its owner needs it again, or it cannot leave: what does not get less is not worth waiting for.
+            if not len(left) or (tries and runs.size_of(left) > before // 2):
+                break
+            time.sleep(SETTLE_S)
+            transfer.send_again(target.pidfd, left)
+            tries += 1
 
     def _check_swap(self, process: Instance) -> None:
         """Raise Transient when nothing could leave because there is no room to go to."""
@@ -121,65 +131,6 @@ def choose_in(swapped: Int64, sent_before: Int64, size_bytes: int) -> Int64:
     ours = runs.first(runs.intersection(swapped, sent_before), size_bytes)
     others = runs.first(runs.difference(swapped, sent_before), size_bytes - runs.size_of(ours))
     return runs.union(ours, others)
-
-
-def _send(pidfd: int, chosen: Int64) -> None:
-    pending: list[tuple[int, int]] = []
-    size = 0
-    for start, end in chosen.tolist():
-        at = start
-        while at < end:
-            length = min(end - at, CALL_BYTES - size)
-            pending.append((at, length))
-            size += length
-            at += length
-            if size >= CALL_BYTES or len(pending) == madvise.RANGES_MOST:
-                _advise_out(pidfd, pending)
-                pending, size = [], 0
-    if pending:
-        _advise_out(pidfd, pending)
-
-
-def _advise_out(pidfd: int, ranges: list[tuple[int, int]]) -> None:
-    at = 0
-    while at < len(ranges):
-        try:
-            advised = madvise.advise(pidfd, ranges[at:], madvise.MADV_PAGEOUT)
-        except OSError as error:
-            if error.errno not in PASSED_OVER:
-                raise
-            advised = 0
-        # The kernel stops at the first range that may not leave (a locked one, say): go on behind it.
-        while at < len(ranges) and advised >= ranges[at][1]:
-            advised -= ranges[at][1]
-            at += 1
-        at += 1
-
-
-def _bring(pid: int, chosen: Int64) -> int:
-    """Fault the runs in; return how many pages were read."""
-    done = 0
-    while len(chosen):
-        part = runs.first(chosen, LISTED_BYTES)
-        chosen = runs.difference(chosen, part)
-        done += _touch(pid, runs.pages_of(part, PAGE))
-    return done
-
-
-def _touch(pid: int, pages: Int64) -> int:
-    done = at = 0
-    while at < pages.size:
-        part = pages[at : at + madvise.RANGES_MOST]
-        try:
-            read = madvise.touch(pid, part)
-        except OSError as error:
-            if error.errno not in PASSED_OVER:
-                raise
-            read = 0
-        done += read
-        # A page that could not be read ended the call: go on behind it.
-        at += read if read == len(part) else read + 1
-    return done
 
 
 def _moved(asked_bytes: int, moved_bytes: int, begin_s: float, begin_cpu_s: float) -> Moved:
