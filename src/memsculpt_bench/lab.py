@@ -223,7 +223,7 @@ def zram_swap(size_bytes: int) -> Generator[Path]:
 
 
 @contextmanager
-def file_swap(size_bytes: int, folder: Path) -> Generator[Path]:
+def file_swap(size_bytes: int, folder: Path, priority: int = 1) -> Generator[Path]:
     """Swap on a file on disk; swap it off and delete the file at the end."""
     path = folder / f"{PREFIX}-{os.getpid()}.swap"
     try:
@@ -231,7 +231,7 @@ def file_swap(size_bytes: int, folder: Path) -> Generator[Path]:
             os.posix_fallocate(file.fileno(), 0, size_bytes)
         path.chmod(0o600)
         subprocess.run(["mkswap", str(path)], check=True, capture_output=True)
-        subprocess.run(["swapon", str(path)], check=True)
+        subprocess.run(["swapon", "--priority", str(priority), str(path)], check=True)
         yield path
     finally:
         if str(path) in Path("/proc/swaps").read_text():

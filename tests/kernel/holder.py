@@ -31,6 +31,10 @@ def main() -> None:
         match line.split():
             case ["checksum"]:
                 print(hashlib.sha256(memory).hexdigest(), flush=True)
+            case ["change"]:
+                for at in range(0, size, PAGE_BYTES):
+                    memory[at + 64] ^= 0xFF
+                print(hashlib.sha256(memory).hexdigest(), flush=True)
             case ["touch"]:
                 print(sum(memory[at] for at in range(0, size, PAGE_BYTES)), flush=True)
             case ["lock", first, length]:
