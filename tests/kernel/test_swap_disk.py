@@ -27,7 +27,7 @@ pytestmark = [
 def disk_swap() -> Iterator[None]:
     """A swap file that is filled before any other swap; /tmp may be memory, /var/tmp is not."""
     with (
-        tempfile.TemporaryDirectory(prefix="memsculpt-", dir="/var/tmp") as folder,  # noqa: S108
+        tempfile.TemporaryDirectory(prefix="memsculpt-", dir="/var/tmp") as folder,
         file_swap(256 * MIB, Path(folder), priority=32_000),
     ):
         yield
