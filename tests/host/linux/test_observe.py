@@ -12,7 +12,7 @@ from memsculpt.errors import Transient, Unavailable, Vanished
 from memsculpt.host.linux.cgroup1 import CgroupV1
 from memsculpt.host.linux.errnos import translate
 from memsculpt.host.linux.observe import LinuxObserver
-from tests.trees.proc import KERNEL_THREAD_FLAGS, write_cgroup1, write_proc, write_process
+from tests.trees.proc import KERNEL_THREAD_FLAGS, STATUS, write_cgroup1, write_proc, write_process
 
 BY_CGROUP = PartitionSettings(name="lab", match=Match(cgroup="lab"))
 BY_EXE = PartitionSettings(name="jobs", match=Match(exe="/bin/job"))
@@ -84,6 +84,23 @@ def test_counters_outlast_processes(machine, cgroup):
     for name in ("cpu_s", "read_bytes", "written_bytes", "minor_faults_count", "instance_keys"):
         assert column(after, name) == column(before, name), name
     assert sum(column(after, "process_count").values()) == 1
+
+
+def test_a_member_that_slept_is_not_read_again_until_it_runs_or_is_due(machine):
+    """A microsecond in schedstat is enough; what sleeps is read anew once in the detail interval all the same."""
+    write_cgroup1(machine.root / "lab", (10,))
+    folder = write_process(machine.proc, 10, cgroup="/lab")
+
+    def anon_kib():
+        return int(machine.look(BY_CGROUP).processes.anon_bytes[0]) // 1024
+
+    assert anon_kib() == 100
+    (folder / "status").write_text(STATUS % 300)
+    assert anon_kib() == 100
+    (folder / "task" / "10" / "schedstat").write_text("2000001001 5 10\n")
+    assert anon_kib() == 300
+    (folder / "status").write_text(STATUS % 500)
+    assert [anon_kib() for _ in range(10)][-1] == 500
 
 
 def test_a_cgroup_that_goes_away_takes_its_row_along(machine):

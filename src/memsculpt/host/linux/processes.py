@@ -3,12 +3,13 @@
 
 `stat` is read of each process in every tick, over descriptors that are kept open (a read costs half of what
 opening costs; a dead process answers ESRCH, so a kept one cannot show another). What is dearer (`status`,
-`io`, names) is read of partition members in every tick, of the others every `detail_interval_s`, spread over
-the ticks by pid.
+`io`, names) is read of partition members in every tick in which they have run or their `stat` has changed, of
+all every `detail_interval_s`, spread over the ticks by pid.
 """
 
 import os
 import resource
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -50,16 +51,47 @@ class _Run:
     total_s: float = 0.0
 
 
+class _KeptFiles:
+    """Files of /proc/PID that are read again and again."""
+
+    def __init__(self, proc: str, name: str, most: int) -> None:
+        self._proc, self._name, self._most = proc, name, most
+        self._open: dict[int, int] = {}
+
+    def read(self, pid: int) -> bytes:
+        """Read the file from its start. Raises OSError, ProcessLookupError for a process that has ended."""
+        descriptor = self._open.get(pid)
+        if descriptor is not None:
+            try:
+                return os.pread(descriptor, 1024, 0)
+            except ProcessLookupError:  # that process is gone; the pid may be another's by now
+                os.close(self._open.pop(pid))
+        descriptor = os.open(f"{self._proc}/{pid}/{self._name.format(pid=pid)}", os.O_RDONLY | os.O_CLOEXEC)
+        if len(self._open) < self._most:
+            self._open[pid] = descriptor
+            return os.pread(descriptor, 1024, 0)
+        try:
+            return os.pread(descriptor, 1024, 0)
+        finally:
+            os.close(descriptor)
+
+    def keep_only(self, pids: Container[int]) -> None:
+        """Release the descriptors of all others."""
+        for pid in [pid for pid in self._open if pid not in pids]:
+            os.close(self._open.pop(pid))
+
+
 class ProcessReader:
     """Reads /proc; remembers descriptors and details between ticks."""
 
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
         self._ticks_per_s = os.sysconf("SC_CLK_TCK")
-        self._open: dict[int, int] = {}
         # Half of what this process may open: the agent's own files and sockets need the rest.
         soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._open_most = KEPT_OPEN_MOST if soft_limit < 0 else min(KEPT_OPEN_MOST, soft_limit // 2)
+        most = KEPT_OPEN_MOST if soft_limit < 0 else min(KEPT_OPEN_MOST, soft_limit // 2)
+        self._stats = _KeptFiles(proc, "stat", most // 2)
+        self._schedstats = _KeptFiles(proc, "task/{pid}/schedstat", most // 2)
         self._details: dict[Instance, Detail] = {}
         self._raw: dict[int, tuple[bytes, Reading]] = {}
         self._runs: dict[Instance, _Run] = {}
@@ -95,17 +127,15 @@ class ProcessReader:
 
     def close(self) -> None:
         """Release every descriptor."""
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
+        self._stats.keep_only(())
+        self._schedstats.keep_only(())
 
     def _read(self, pid: int, now_s: float, members: dict[int, str], detail_interval_s: float) -> Reading | None:
-        content = self._stat_of(pid)
+        content = self._stats.read(pid)
         is_due_s = detail_interval_s * (0.75 + (pid % 8) / 16)
         before = self._raw.get(pid)
         # Most processes sleep: their line is the same byte for byte, and so is what it meant.
-        is_same = before is not None and before[0] == content and pid not in members and pid not in self._members
-        if before is not None and is_same and now_s - before[1].detail.read_at_s < is_due_s:
+        if before is not None and before[0] == content and self._sleeps(before[1], members, now_s - is_due_s):
             return before[1]
         stat = procfs.parse_stat(content, self._ticks_per_s)
         if stat is None:
@@ -120,7 +150,9 @@ class ProcessReader:
             detail = self._read_detail(pid, now_s)
         elif is_member:
             # What a member is does not change in a second; what it holds does.
-            detail = replace(detail, kinds=self._kinds(pid), io=self._io(pid), memory_cgroup=members[pid])
+            detail = replace(
+                detail, read_at_s=now_s, kinds=self._kinds(pid), io=self._io(pid), memory_cgroup=members[pid]
+            )
         elif pid in self._members or now_s - detail.read_at_s >= is_due_s:
             # Whoever has just left a partition is placed anew at once.
             detail = self._read_detail(pid, now_s)
@@ -133,6 +165,24 @@ class ProcessReader:
         reading = Reading(instance=instance, stat=stat, cpu_s=cpu_s, detail=detail)
         self._raw[pid] = (content, reading)
         return reading
+
+    def _sleeps(self, before: Reading, members: dict[int, str], read_since_s: float) -> bool:
+        """Tell whether a process whose `stat` is as it was is so in all, too.
+
+        Pages that leave or come back change its resident size in `stat`. A member that ran for less than the
+        10 ms of `stat` shows in `schedstat`.
+        """
+        pid = before.instance.pid
+        if before.detail.read_at_s <= read_since_s:
+            return False
+        if pid not in members:
+            return pid not in self._members  # who has just left a partition is placed anew
+        if before.stat.thread_count != 1 or members[pid] != before.detail.memory_cgroup:
+            return False
+        run = self._runs.get(before.instance)
+        if run is None or not run.by_thread_s:  # a kernel without schedstat, or not for this user
+            return False
+        return run.by_thread_s == {str(pid): procfs.parse_schedstat(self._schedstats.read(pid))}
 
     def _exact_cpu_s(self, instance: Instance, stat: Stat) -> float:
         """Return processor time that moves whenever any thread has run; it never falls.
@@ -156,22 +206,6 @@ class ProcessReader:
         run.total_s = max(run.total_s + since_s, stat.cpu_s)
         run.by_thread_s = now_s
         return run.total_s
-
-    def _stat_of(self, pid: int) -> bytes:
-        descriptor = self._open.get(pid)
-        if descriptor is not None:
-            try:
-                return os.pread(descriptor, 1024, 0)
-            except ProcessLookupError:  # that process is gone; the pid may be another's by now
-                os.close(self._open.pop(pid))
-        descriptor = os.open(f"{self._proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        if len(self._open) < self._open_most:
-            self._open[pid] = descriptor
-            return os.pread(descriptor, 1024, 0)
-        try:
-            return os.pread(descriptor, 1024, 0)
-        finally:
-            os.close(descriptor)
 
     def _read_detail(self, pid: int, now_s: float) -> Detail:
         memory, unified = procfs.parse_cgroup(self._some(f"{self._proc}/{pid}/cgroup"))
@@ -209,8 +243,8 @@ class ProcessReader:
             return ""
 
     def _forget(self, pids: set[int], instances: set[Instance]) -> None:
-        for pid in [pid for pid in self._open if pid not in pids]:
-            os.close(self._open.pop(pid))
+        self._stats.keep_only(pids)
+        self._schedstats.keep_only(pids)
         if len(self._details) > 2 * len(instances) + 64:
             self._details = {one: detail for one, detail in self._details.items() if one in instances}
         self._raw = {pid: kept for pid, kept in self._raw.items() if pid in pids}
