@@ -168,6 +168,7 @@ def _processes(held: Int64) -> Processes:
         cpu_s=np.zeros(COUNT),
         minor_faults_count=_zeros(),
         major_faults_count=_zeros(),
+        cgroups=(CgroupPath(""),) * COUNT,
     )
 
 

@@ -226,9 +226,6 @@ def test_the_division_fits_the_capacity(managed: Run):
             assert int(tick.plan.division.size_bytes.sum()) <= LAB_BYTES
 
 
-@pytest.mark.xfail(
-    reason="plan names the root as where a process of a rule by exe comes from, act finds it elsewhere and leaves it"
-)
 def test_a_process_is_moved_from_wherever_it_lives(tmp_path: Path):
     """A partition that asks for a cgroup of its own gets the processes its rule names, also out of another cgroup."""
     host = SimulatedHost(1, workloads=(Constant(name="worker", cgroup="jobs/inner", size_bytes=64 * MIB),))

@@ -176,6 +176,7 @@ class World:
             cpu_s=np.zeros(count),
             minor_faults_count=zeros.copy(),
             major_faults_count=zeros.copy(),
+            cgroups=tuple(CgroupPath(self.tenants[row].name if self.tenants[row].has_cgroup else "") for row in owner),
         )
 
     def profiles(self) -> Profiles:

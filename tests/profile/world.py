@@ -8,7 +8,7 @@ import numpy as np
 from memsculpt.domain.observation import HostMemory, Observation, Processes, Workloads
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import MIB, Settings
-from memsculpt.domain.workload import WorkloadId
+from memsculpt.domain.workload import CgroupPath, WorkloadId
 from memsculpt.profile import ProfileState, update
 
 SETTINGS = Settings()
@@ -98,6 +98,7 @@ def see(time_s: float, *jobs: Job, loose: tuple[Process, ...] = ()) -> Observati
             cpu_s=of(lambda each: each.cpu_s, np.float64),
             minor_faults_count=of(lambda _: 0),
             major_faults_count=of(lambda each: each.major),
+            cgroups=(CgroupPath(""),) * len(rows),
         ),
         workloads=Workloads(
             ids=tuple(WorkloadId(job.name) for job in jobs),

@@ -43,10 +43,12 @@ class Processes:
     cpu_s: Float64
     minor_faults_count: Int64
     major_faults_count: Int64
+    cgroups: tuple[CgroupPath, ...]  # the memory cgroup that each lives in; "" is the root
 
     def __post_init__(self) -> None:
-        names = tuple(name for name in self.__slots__)
-        freeze_columns(self, names, self.pids.shape)
+        freeze_columns(self, (name for name in self.__slots__ if name != "cgroups"), self.pids.shape)
+        if len(self.cgroups) != self.pids.size:
+            raise ValueError("Processes: pids and cgroups differ in length")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -61,14 +61,14 @@ def place(now: Situation, planner: PlannerState, observation: Observation) -> Pl
 def move(observation: Observation, row: int, partition: str, cgroup: CgroupPath, why: str) -> MoveProcess | None:
     """Return the move of one process, None when it is there already."""
     processes = observation.processes
-    here = observation.workloads.cgroups[int(processes.workload_index[row])]
-    if here is not None and (here == cgroup or here.startswith(f"{cgroup}/")):
+    here = processes.cgroups[row]
+    if here == cgroup or here.startswith(f"{cgroup}/"):
         return None
     charged = int(processes.anon_bytes[row] + processes.file_bytes[row] + processes.shmem_bytes[row])
     text = f"{why}; new pages are charged there, {{charged_bytes}} stay where they are until they are released"
     return MoveProcess(
         partition=partition,
-        from_cgroup=here if here is not None else CgroupPath(""),
+        from_cgroup=here,
         to_cgroup=cgroup,
         process=_instance(observation, row),
         charged_bytes=charged,

@@ -71,17 +71,17 @@ class Controller(Protocol):
         ...
 
 
-def read_pids(folder: str) -> list[int]:
-    """Return the processes in a cgroup and its subtree, ascending. Raises OSError when it is gone."""
-    pids = [int(word) for word in procfs.read_file(f"{folder}/cgroup.procs").split()]
+def read_members(folder: str, cgroup: CgroupPath) -> dict[int, CgroupPath]:
+    """Return the processes in a cgroup and its subtree with where each lives. Raises OSError when it is gone."""
+    found = {int(word): cgroup for word in procfs.read_file(f"{folder}/cgroup.procs").split()}
     with os.scandir(folder) as entries:
-        inner = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    for path in inner:
+        inner = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for name in inner:
         try:
-            pids.extend(read_pids(path))
+            found |= read_members(f"{folder}/{name}", CgroupPath(f"{cgroup}/{name}"))
         except FileNotFoundError:  # a child cgroup that was removed meanwhile has no processes
             continue
-    return sorted(pids)
+    return found
 
 
 def parse_table(content: bytes) -> dict[bytes, int]:

@@ -13,7 +13,7 @@ from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings
 from memsculpt.domain.workload import CgroupPath, WorkloadId
 from memsculpt.host.linux import meminfo, psi, workloads
-from memsculpt.host.linux.controller import Charge, Controller, read_pids
+from memsculpt.host.linux.controller import Charge, Controller, read_members
 from memsculpt.host.linux.errnos import is_gone
 from memsculpt.host.linux.processes import ProcessReader, Reading
 from memsculpt.host.linux.psi import Pressure
@@ -98,19 +98,19 @@ class LinuxObserver:
             ]
         return self._cgroups
 
-    def _members(self, adopted: list[Adopted]) -> tuple[list[Adopted], dict[int, str]]:
-        """Return the cgroups that are still there, and the processes in them."""
-        members: dict[int, str] = {}
+    def _members(self, adopted: list[Adopted]) -> tuple[list[Adopted], dict[int, CgroupPath]]:
+        """Return the cgroups that are still there, and the processes in them with where each lives."""
+        members: dict[int, CgroupPath] = {}
         there: list[Adopted] = []
         for one in adopted:
             try:
-                pids = read_pids(self._controller.folder(one.cgroup)) if self._controller else []
+                found = read_members(self._controller.folder(one.cgroup), one.cgroup) if self._controller else {}
             except OSError as error:  # ENODEV: removed between listing and reading
                 if not is_gone(error):
                     raise
                 continue
             there.append(one)
-            members.update(dict.fromkeys(pids, str(one.cgroup)))
+            members.update(found)
         return there, members
 
     def _rows(
@@ -287,6 +287,7 @@ def _process_columns(readings: list[Reading], rows: list[_Row], page_bytes: int)
         cpu_s=_floats([one.cpu_s for one in readings]),
         minor_faults_count=_ints([one.stat.minor_faults for one in readings]),
         major_faults_count=_ints([one.stat.major_faults for one in readings]),
+        cgroups=tuple(CgroupPath(one.detail.memory_cgroup) for one in readings),
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from memsculpt.domain.workload import Instance
+from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.host.linux import procfs
 from memsculpt.host.linux.procfs import MemoryKinds, Stat
 
@@ -100,10 +100,10 @@ class ProcessReader:
         self.vanished_count = 0
         self.unreadable_count = 0
 
-    def read_all(self, now_s: float, members: dict[int, str], detail_interval_s: float) -> list[Reading]:
+    def read_all(self, now_s: float, members: dict[int, CgroupPath], detail_interval_s: float) -> list[Reading]:
         """Return every process that is no kernel thread, by pid.
 
-        `members` are the pids in partition cgroups with their cgroup: read in full.
+        `members` are the pids in partition cgroups, each with the cgroup it lives in: read in full.
         """
         self.vanished_count = self.unreadable_count = 0
         pids = sorted(int(name) for name in os.listdir(self._proc) if name.isdigit())
@@ -130,7 +130,7 @@ class ProcessReader:
         self._stats.keep_only(())
         self._schedstats.keep_only(())
 
-    def _read(self, pid: int, now_s: float, members: dict[int, str], detail_interval_s: float) -> Reading | None:
+    def _read(self, pid: int, now_s: float, members: dict[int, CgroupPath], detail_interval_s: float) -> Reading | None:
         content = self._stats.read(pid)
         is_due_s = detail_interval_s * (0.75 + (pid % 8) / 16)
         before = self._raw.get(pid)
@@ -166,7 +166,7 @@ class ProcessReader:
         self._raw[pid] = (content, reading)
         return reading
 
-    def _sleeps(self, before: Reading, members: dict[int, str], read_since_s: float) -> bool:
+    def _sleeps(self, before: Reading, members: dict[int, CgroupPath], read_since_s: float) -> bool:
         """Tell whether a process whose `stat` is as it was is so in all, too.
 
         Pages that leave or come back change its resident size in `stat`. A member that ran for less than the

@@ -173,6 +173,7 @@ def _processes(machine: Machine, tenants: Sequence[Tenant]) -> Processes:
         cpu_s=np.array([process.cpu_s for process in found], dtype=np.float64),
         minor_faults_count=_ints([process.minor_faults_count for process in found]),
         major_faults_count=_ints([process.major_faults_count for process in found]),
+        cgroups=tuple(process.node.path for process in found),
     )
 
 
