@@ -6,7 +6,8 @@ from fnmatch import fnmatchcase
 from typing import NewType
 
 WorkloadId = NewType("WorkloadId", str)
-"""`system.slice/redis.service` (cgroup below the memory controller's root) or `exe:/usr/bin/foo`."""
+"""`system.slice/redis.service` (cgroup below the memory controller's root) or `exe:/usr/bin/foo`, the latter with
+` user:`, ` cgroup:` or ` pid:` and a value behind it where a partition's rule tells the program's processes apart."""
 
 CgroupPath = NewType("CgroupPath", str)
 """A cgroup relative to the memory controller's root, without a leading slash; "" is the root.
@@ -47,6 +48,20 @@ class Match:
             and (self.vm is None or fnmatchcase(vm, self.vm))
             and (self.label is None or fnmatchcase(label, self.label))
         )
+
+    def workload_name(self, *, exe: str, user: str, cgroup: str, pid: int) -> WorkloadId:
+        """Return what this rule's processes of one program are known as, also after a restart.
+
+        Two partitions may divide a program's processes by user, say: then the user is a part of the name.
+        """
+        words = [f"exe:{exe or 'unknown'}"]
+        if self.user is not None or not exe:
+            words.append(f"user:{user}")
+        if self.cgroup is not None:
+            words.append(f"cgroup:{cgroup}")
+        if self.pid is not None:
+            words.append(f"pid:{pid}")
+        return WorkloadId(" ".join(words))
 
     def describe(self) -> str:
         """Print the rule as the configuration writes it."""

@@ -2,6 +2,8 @@
 """One look at a machine of text files: who belongs where, what is counted, what goes away."""
 
 import errno
+import os
+import pwd
 import shutil
 
 import pytest
@@ -55,6 +57,32 @@ def test_each_process_belongs_where_the_first_fitting_rule_says(machine):
     assert seen.workloads.partitions == ("jobs", None, "lab", None)
     assert column(seen, "process_count") == {"exe:/bin/job": 1, "exe:/bin/tenant": 1, "lab": 1, "other": 1}
     assert seen.processes.pids.tolist() == [10, 11, 12, 13]
+
+
+def test_partitions_that_divide_one_programs_processes_get_a_workload_each(machine):
+    """What the rule names besides the program is a part of the workload's name; two processes of one are one."""
+    for pid, cgroup in ((10, "/red/1"), (11, "/blue/1"), (12, "/blue/1"), (13, "/green")):
+        write_process(machine.proc, pid, exe="/bin/job", cgroup=cgroup)
+    red, blue = (
+        PartitionSettings(name=name, match=Match(exe="/bin/job", cgroup=f"{name}/*")) for name in ("red", "blue")
+    )
+    seen = machine.look(red, blue)
+
+    assert column(seen, "process_count") == {
+        "exe:/bin/job cgroup:blue/1": 2,
+        "exe:/bin/job cgroup:red/1": 1,
+        "green": 1,
+    }
+    assert seen.workloads.partitions == ("blue", "red", None)
+
+
+def test_a_rule_by_user_names_the_user(machine):
+    """So that another partition may have the same program of another user."""
+    user = pwd.getpwuid(os.getuid()).pw_name
+    write_process(machine.proc, 10, exe="/bin/job")
+    seen = machine.look(PartitionSettings(name="mine", match=Match(exe="/bin/*", user=user)))
+
+    assert seen.workloads.ids == (f"exe:/bin/job user:{user}",)
 
 
 def test_an_adopted_cgroup_is_what_the_kernel_accounts(machine):

@@ -2,7 +2,7 @@
 """Which workload a process belongs to, and the columns that come of it.
 
 1. A partition's rule that names whole cgroups adopts each matching cgroup, with its subtree, as one workload.
-2. A rule by exe, user or pid gathers the matching processes, by exe.
+2. A rule by exe, user or pid gathers the matching processes, by exe and what else the rule names.
 3. Everything else is its memory cgroup, or its exe where it lives in the root.
 """
 
@@ -44,16 +44,17 @@ def place_of(reading: Reading, partitions: Sequence[PartitionSettings], adopted:
             if one.is_own:
                 break
             return Place(workload=WorkloadId(one.cgroup), partition=one.partition, cgroup=one.cgroup)
-    exe = reading.detail.exe
+    exe, user = reading.detail.exe, user_name(reading.detail.user)
     for partition in partitions:
-        if not partition.match.is_by_cgroup() and partition.match.fits(
-            cgroup=path, exe=exe, user=user_name(reading.detail.user), pid=reading.instance.pid
-        ):
-            return Place(workload=WorkloadId(f"exe:{exe}"), partition=partition.name, cgroup=None)
+        rule = partition.match
+        if not rule.is_by_cgroup() and rule.fits(cgroup=path, exe=exe, user=user, pid=reading.instance.pid):
+            name = rule.workload_name(exe=exe, user=user, cgroup=path, pid=reading.instance.pid)
+            return Place(workload=name, partition=partition.name, cgroup=None)
     if path:
         owner = next((one for one in adopted if path == one.cgroup), None)
         return Place(workload=WorkloadId(path), partition=owner.partition if owner else None, cgroup=CgroupPath(path))
-    return Place(workload=WorkloadId(f"exe:{exe}" if exe else "exe:unknown"), partition=None, cgroup=None)
+    name = WorkloadId(f"exe:{exe}" if exe else f"exe:unknown user:{user}")
+    return Place(workload=name, partition=None, cgroup=None)
 
 
 def own_cgroup(partition: str) -> CgroupPath:

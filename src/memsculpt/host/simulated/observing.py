@@ -129,7 +129,11 @@ def _identify(process: Process, partitions: Sequence[PartitionSettings]) -> tupl
     by_exe = WorkloadId(f"exe:{process.program.exe}")
     for partition in partitions:
         if _fits_process(partition, process):
-            return by_exe, None, partition.name
+            program = process.program
+            name = partition.match.workload_name(
+                exe=program.exe, user=program.user, cgroup=program.cgroup, pid=process.instance.pid
+            )
+            return name, None, partition.name
     adopting = _adopting(process.node, partitions)
     if adopting is not None:
         return WorkloadId(adopting[0].path), adopting[0], adopting[1].name
