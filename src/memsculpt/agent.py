@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from memsculpt import act, forecast, learn, plan, profile
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.observation import Observation
-from memsculpt.domain.outcome import Applied
-from memsculpt.domain.plan import Abilities, Grant, Plan, Request
+from memsculpt.domain.outcome import Applied, Status
+from memsculpt.domain.plan import Abilities, CreateCgroup, Grant, Plan, Request
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.report import CapabilityFact, Report, SelfUse
-from memsculpt.domain.settings import Mode, Settings
+from memsculpt.domain.settings import Mode, PartitionSettings, Settings
 from memsculpt.errors import MemsculptError, Refused
 from memsculpt.host.protocol import Host
 
@@ -70,12 +70,14 @@ class Agent:
         self._learner = learn.Learner()
         self._corrections = learn.neutral_corrections(())
         self._asked: deque[_Asked] = deque()
+        self._answering: list[_Asked] = []  # taken up in the tick under way
         self.on_tick: Callable[[float], None] = _nothing
         self._recent: deque[Applied] = deque(maxlen=RECENT_COUNT)
         self._counts: Counter[str] = Counter()
         self._failures_in_a_row = 0
         self._gave_up = False
-        self._created_count = 0
+        self._made: set[str] = set()  # partitions whose cgroups were made here
+        self._watched: tuple[PartitionSettings, ...] = ()  # of those, made for requests
         self._self_use = _SelfMeter()
         started_at_s = host.now_s()
         self.report = Report(
@@ -97,6 +99,15 @@ class Agent:
 
     def tick(self) -> Tick:
         """Go once around the flow. Raises what a room raises; `run` keeps that from ending the agent."""
+        try:
+            return self._go_round()
+        except Exception as problem:
+            # Who asked must not wait for an answer that this tick can no longer give.
+            while self._answering:
+                self._answering.pop().answer.set_exception(problem)
+            raise
+
+    def _go_round(self) -> Tick:
         settings = self._settings
         observation = self._host.observe()
         self._profile_state, profiles = profile.update(self._profile_state, observation, settings)
@@ -105,10 +116,11 @@ class Agent:
         self._planner, chosen = plan.choose(
             self._planner, observation, profiles, forecasts, self._corrections, settings
         )
-        self._watch_created()
         applied = self._carry_out(observation, chosen)
+        self._watch_created(applied)
         for asked, grant in answered:
             asked.answer.set_result(grant)
+        self._answering.clear()
         self._learner, self._corrections = learn.step(self._learner, observation, profiles, forecasts, applied)
         self._publish(observation, profiles, forecasts, chosen, applied)
         return Tick(
@@ -177,17 +189,24 @@ class Agent:
         answered: list[tuple[_Asked, Grant]] = []
         while self._asked:
             asked = self._asked.popleft()
+            self._answering.append(asked)
             self._planner, grant = plan.answer_request(
                 self._planner, asked.request, observation, profiles, forecasts, self._settings
             )
             answered.append((asked, grant))
         return answered
 
-    def _watch_created(self) -> None:
-        """Have the host observe partitions that were made for requests, too."""
-        if len(self._planner.created) != self._created_count:
-            self._created_count = len(self._planner.created)
-            self._host.watch(self._settings.partitions + self._planner.created)
+    def _watch_created(self, applied: tuple[Applied, ...]) -> None:
+        """Have the host observe partitions that were made for requests, too, once their cgroups are there."""
+        self._made |= {
+            one.action.partition
+            for one in applied
+            if isinstance(one.action, CreateCgroup) and one.status is Status.DONE
+        }
+        created = tuple(one for one in self._planner.created if one.name in self._made)
+        if created != self._watched:
+            self._watched = created
+            self._host.watch(self._settings.partitions + created)
 
     def _carry_out(self, observation: Observation, chosen: Plan) -> tuple[Applied, ...]:
         if self._settings.mode is Mode.APPLY and self._journal is not None and self._journal.writable:
