@@ -141,6 +141,9 @@ class TextHost:
             path.unlink()
         folder.rmdir()
 
+    def sweep_cgroups(self) -> tuple[CgroupPath, ...]:
+        return ()
+
     def cgroup_of(self, process: Instance) -> CgroupPath:
         for procs in self.root.rglob("cgroup.procs"):
             if _line(process) in procs.read_text().splitlines():

@@ -42,6 +42,24 @@ def test_creating_twice_is_no_error_and_keeps_budgets(stage: Stage):
 
 
 @offers("cgroup_limits")
+def test_only_empty_cgroups_in_our_folder_are_swept(stage: Stage):
+    """Innermost first, the folder itself last; who lives in one keeps it, and nobody else's is touched."""
+    name = stage.own_cgroup().replace("/", "_")
+    empty, lived_in = CgroupPath(f"memsculpt/{name}/inner"), CgroupPath(f"memsculpt/{name}-lived-in")
+    for cgroup in (empty, lived_in):
+        stage.host.create_cgroup(cgroup)
+    stage.host.move_process(stage.process, lived_in)
+    first = stage.host.sweep_cgroups()
+    stage.host.move_process(stage.process, stage.cgroup)
+    second = stage.host.sweep_cgroups()
+
+    assert list(first) == [empty, f"memsculpt/{name}"]
+    assert list(second) == [lived_in, "memsculpt"]
+    assert stage.host.cgroup_of(stage.process) == stage.cgroup
+    assert stage.host.sweep_cgroups() == ()
+
+
+@offers("cgroup_limits")
 def test_only_what_is_ours_is_removed(stage: Stage):
     """A cgroup that memsculpt did not make is not removed, not even an empty one."""
     stage.end_process()

@@ -66,6 +66,11 @@ def restore(host: Host, journal: Journal) -> RestoreReport:
     """
     undo = _Undo(host, journal)
     done = [undo.one(change) for change in undo.in_order()]
+    # Also what `exec` made and nobody lives in any more, and the folder above our cgroups.
+    done += [
+        Restored(what=f"cgroup {cgroup!r}", outcome=Outcome.RESTORED, value="removed")
+        for cgroup in host.sweep_cgroups()
+    ]
     ledger = journal.ledger
     report = RestoreReport(
         changes=tuple(done),

@@ -121,6 +121,10 @@ class Grouper(Protocol):
         """Remove an empty cgroup of our own; moves nothing."""
         ...
 
+    def sweep_cgroups(self) -> tuple[CgroupPath, ...]:
+        """Remove every empty cgroup in the folder that only memsculpt makes cgroups in, and it; return which."""
+        ...
+
     def cgroup_of(self, process: Instance) -> CgroupPath:
         """Return where a process is accounted now."""
         ...

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Linux host: assembles what the files beside it offer, and translates the kernel's errors."""
 
+import errno
 import os
 import select
 import time
@@ -143,6 +144,21 @@ class LinuxHost(LinuxPager):
         self._check_is_ours(cgroup)
         with _translated(f'cgroup "{cgroup}"'):
             os.rmdir(self._memory().folder(cgroup))
+
+    def sweep_cgroups(self) -> tuple[CgroupPath, ...]:
+        """Remove what is empty below our folder, innermost first; whoever lives there keeps his cgroup."""
+        if self._controller is None:
+            return ()
+        removed: list[CgroupPath] = []
+        for folder, _, _ in os.walk(self._controller.folder(CgroupPath(NAME_OF_OURS)), topdown=False):
+            try:
+                os.rmdir(folder)
+            except OSError as error:
+                if error.errno not in {errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT}:
+                    raise translate(error, folder) from error
+            else:
+                removed.append(CgroupPath(os.path.relpath(folder, self._controller.root)))
+        return tuple(removed)
 
     def cgroup_of(self, process: Instance) -> CgroupPath:
         """Return where a process is accounted now."""

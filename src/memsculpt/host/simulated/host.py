@@ -23,6 +23,7 @@ from memsculpt.host.simulated.reclaim import ReclaimRules
 from memsculpt.host.simulated.workloads import Program
 
 GIB = 1 << 30
+OWN_FOLDER = "memsculpt"  # only memsculpt makes cgroups below it
 START_S = 1000.0  # the host's clock when it begins: like a real one it does not start at 0
 PRESSURE_WINDOW_S, PRESSURE_STALL_S = 1.0, 0.15  # as a PSI trigger "some 150000 1000000"
 RETRY_IN_S = 1.0
@@ -212,6 +213,16 @@ class SimulatedHost:
     def remove_cgroup(self, cgroup: CgroupPath) -> None:
         """Remove an empty cgroup of our own; Refused, Transient or Vanished when that cannot be."""
         self._machine.tree.remove(cgroup)
+
+    def sweep_cgroups(self) -> tuple[CgroupPath, ...]:
+        """Remove what is empty below our folder, innermost first."""
+        tree, removed = self._machine.tree, list[CgroupPath]()
+        ours = [path for path in tree.nodes if path == OWN_FOLDER or path.startswith(f"{OWN_FOLDER}/")]
+        for path in sorted(ours, key=lambda path: path.count("/"), reverse=True):
+            if not tree.nodes[path].process_count and not tree.nodes[path].children:
+                tree.forget(tree.nodes[path])
+                removed.append(path)
+        return tuple(removed)
 
     def cgroup_of(self, process: Instance) -> CgroupPath:
         """Return where a process is accounted now."""
