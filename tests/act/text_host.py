@@ -141,7 +141,7 @@ class TextHost:
             path.unlink()
         folder.rmdir()
 
-    def sweep_cgroups(self) -> tuple[CgroupPath, ...]:
+    def sweep(self) -> tuple[CgroupPath, ...]:
         return ()
 
     def cgroup_of(self, process: Instance) -> CgroupPath:

@@ -49,14 +49,14 @@ def test_only_empty_cgroups_in_our_folder_are_swept(stage: Stage):
     for cgroup in (empty, lived_in):
         stage.host.create_cgroup(cgroup)
     stage.host.move_process(stage.process, lived_in)
-    first = stage.host.sweep_cgroups()
+    first = stage.host.sweep()
     stage.host.move_process(stage.process, stage.cgroup)
-    second = stage.host.sweep_cgroups()
+    second = stage.host.sweep()
 
     assert list(first) == [empty, f"memsculpt/{name}"]
     assert list(second) == [lived_in, "memsculpt"]
     assert stage.host.cgroup_of(stage.process) == stage.cgroup
-    assert stage.host.sweep_cgroups() == ()
+    assert stage.host.sweep() == ()
 
 
 @offers("cgroup_limits")

@@ -66,11 +66,7 @@ def restore(host: Host, journal: Journal) -> RestoreReport:
     """
     undo = _Undo(host, journal)
     done = [undo.one(change) for change in undo.in_order()]
-    # Also what `exec` made and nobody lives in any more, and the folder above our cgroups.
-    done += [
-        Restored(what=f"cgroup {cgroup!r}", outcome=Outcome.RESTORED, value="removed")
-        for cgroup in host.sweep_cgroups()
-    ]
+    done += undo.sweep()
     ledger = journal.ledger
     report = RestoreReport(
         changes=tuple(done),
@@ -116,6 +112,14 @@ class _Undo:
             text = change.old_text if isinstance(change, LimitChange) and done.outcome is Outcome.RESTORED else ""
             self._journal.forget(Undone(change=key_of(change), text=text))
         return done
+
+    def sweep(self) -> list[Restored]:
+        """Remove what no change names: the folder above our cgroups, what `exec` made, and files that systemd keeps."""
+        try:
+            removed = self._host.sweep()
+        except (Transient, Unavailable, Refused) as error:
+            return [Restored(what="what is left besides values", outcome=Outcome.FAILED, problem=str(error))]
+        return [Restored(what=f"cgroup {one!r}", outcome=Outcome.RESTORED, value="removed") for one in removed]
 
     def _undo(self, change: Change) -> Restored:
         match change:

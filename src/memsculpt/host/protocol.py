@@ -121,8 +121,11 @@ class Grouper(Protocol):
         """Remove an empty cgroup of our own; moves nothing."""
         ...
 
-    def sweep_cgroups(self) -> tuple[CgroupPath, ...]:
-        """Remove every empty cgroup in the folder that only memsculpt makes cgroups in, and it; return which."""
+    def sweep(self) -> tuple[CgroupPath, ...]:
+        """Remove what is left besides values: empty cgroups in the folder that only memsculpt makes cgroups in, and it.
+
+        Returns those cgroups. Where systemd keeps files of run-time changes, ours go that say what holds without them.
+        """
         ...
 
     def cgroup_of(self, process: Instance) -> CgroupPath:

@@ -13,6 +13,7 @@ FIXES = {
     errno.EROFS: "mount it writable; in a container, run memsculpt on the host instead",
     errno.EMFILE: "raise the number of open files (ulimit -n) to 4096 or more",
     errno.ENFILE: "raise fs.file-max",
+    errno.ECONNREFUSED: "start D-Bus: systemctl start dbus",
 }
 
 

@@ -145,10 +145,13 @@ class LinuxHost(LinuxPager):
         with _translated(f'cgroup "{cgroup}"'):
             os.rmdir(self._memory().folder(cgroup))
 
-    def sweep_cgroups(self) -> tuple[CgroupPath, ...]:
+    def sweep(self) -> tuple[CgroupPath, ...]:
         """Remove what is empty below our folder, innermost first; whoever lives there keeps his cgroup."""
         if self._controller is None:
             return ()
+        if isinstance(self._controller, SystemdLimits):
+            with _translated("systemd"):
+                self._controller.settle()
         removed: list[CgroupPath] = []
         for folder, _, _ in os.walk(self._controller.folder(CgroupPath(NAME_OF_OURS)), topdown=False):
             try:

@@ -11,13 +11,18 @@ somebody else made is kept and only the value goes back.
 
 import errno
 import importlib
-import os
+import json
+import mmap
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from memsculpt.domain.plan import LimitKind
+from memsculpt.domain.units import UNLIMITED_BYTES
 from memsculpt.domain.workload import CgroupPath
 from memsculpt.host.linux.controller import Charge, Controller
+from memsculpt.host.linux.errnos import is_gone
 from memsculpt.host.protocol import LimitValue, Moved
 
 PATH, BUS_NAME = "/org/freedesktop/systemd1", "org.freedesktop.systemd1"
@@ -32,6 +37,8 @@ PROPERTIES = {
 DROP_INS = Path("/run/systemd/system.control")
 MARKS = Path("/run/memsculpt/units")
 INFINITY = (1 << 64) - 1
+Call: TypeAlias = Callable[[str, str, tuple[Any, ...]], None]  # method, signature, body
+SHOWN_TRIES, SHOWN_EVERY_S = 25, 0.02
 UNIT_SUFFIXES = (".service", ".scope", ".slice")
 
 
@@ -41,16 +48,50 @@ def runs_systemd(proc: str = "/proc") -> bool:
 
 
 def unit_of(cgroup: CgroupPath) -> str | None:
-    """Return the unit that a cgroup is, by its name; None for one below a unit or outside of them."""
-    name = cgroup.rpartition("/")[2]
-    return name if name.endswith(UNIT_SUFFIXES) else None
+    """Return the unit of the system's manager that a cgroup is, by its name; None for any other.
+
+    Below a service or scope a unit's name means nothing: a user's own manager has units of the same names there.
+    """
+    *above, name = cgroup.split("/")
+    is_top = all(each.endswith(".slice") for each in above)
+    return name if is_top and name.endswith(UNIT_SUFFIXES) else None
+
+
+def call_manager(method: str, signature: str, body: tuple[Any, ...]) -> None:
+    """Call systemd's manager over D-Bus. Raises OSError with its words, as a failed write would."""
+    # Imported late: only hosts that systemd runs need it, and it ships no types.
+    jeepney: Any = importlib.import_module("jeepney")
+    blocking: Any = importlib.import_module("jeepney.io.blocking")
+    wrappers: Any = importlib.import_module("jeepney.wrappers")
+    manager = jeepney.DBusAddress(PATH, bus_name=BUS_NAME, interface=INTERFACE)
+    message = jeepney.new_method_call(manager, method, signature or None, body)
+    try:
+        connection = blocking.open_dbus_connection("SYSTEM")
+    except OSError as error:  # ENOENT here does not mean that the unit is gone
+        raise OSError(errno.ECONNREFUSED, f"systemd cannot be reached over D-Bus: {error}") from error
+    try:
+        wrappers.unwrap_msg(connection.send_and_get_reply(message, timeout=10.0))
+    except wrappers.DBusErrorResponse as error:
+        number = errno.ENOENT if error.name.endswith(".NoSuchUnit") else errno.EPERM
+        raise OSError(number, f"systemd: {error.name} {error.data}") from error
+    except TimeoutError as error:
+        raise OSError(errno.EAGAIN, "systemd did not answer within 10 s") from error
+    finally:
+        connection.close()
 
 
 class SystemdLimits:
-    """A controller whose units' budgets go through systemd; everything else passes straight on."""
+    """A controller whose units' budgets go through systemd; everything else passes straight on.
 
-    def __init__(self, inner: Controller) -> None:
+    Of each property that had no run-time drop-in before our first change a mark in /run tells what it held, so that
+    `settle`, in this process or another, knows which drop-ins are ours.
+    """
+
+    def __init__(
+        self, inner: Controller, marks: Path = MARKS, drop_ins: Path = DROP_INS, call: Call = call_manager
+    ) -> None:
         self._inner = inner
+        self._marks, self._drop_ins, self._call = marks, drop_ins, call
         self.version = inner.version
         self.root = inner.root
 
@@ -71,22 +112,48 @@ class SystemdLimits:
         return self._inner.text_of(size_bytes)
 
     def write_limit(self, cgroup: CgroupPath, kind: LimitKind, text: str) -> None:
-        """Set a unit's property at run time, or write the cgroup where it is no unit's."""
+        """Set a unit's property at run time, or write the cgroup where it is no unit's.
+
+        Raises OSError, EAGAIN when systemd agreed and the kernel does not show it.
+        """
         unit, name = unit_of(cgroup), PROPERTIES.get((self.version, kind))
         if unit is None or name is None:
             self._inner.write_limit(cgroup, kind, text)
             return
-        drop_in = DROP_INS / f"{unit}.d" / f"50-{name}.conf"
-        mark = MARKS / f"{unit}.{name}"
-        if not drop_in.exists() and not mark.exists():
-            MARKS.mkdir(parents=True, exist_ok=True)
-            mark.write_text(self._inner.read_limit(cgroup, kind).text)
-        _set_property(unit, name, text)
-        if mark.exists() and mark.read_text() == self._inner.read_limit(cgroup, kind).text:
-            # As it was before our first change: what systemd kept of it goes, too.
+        self._mark(unit, name, cgroup, kind)
+        value = INFINITY if text.strip() in {"max", "-1"} else int(text)
+        self._call("SetUnitProperties", "sba(sv)", (unit, True, [(name, ("t", min(value, INFINITY)))]))
+        for _ in range(SHOWN_TRIES):
+            shown = self._inner.read_limit(cgroup, kind).size_bytes
+            if shown == value // mmap.PAGESIZE * mmap.PAGESIZE or min(shown, value) >= UNLIMITED_BYTES:
+                return
+            time.sleep(SHOWN_EVERY_S)
+        raise OSError(errno.EAGAIN, f"systemd took {name} of {unit}, and the kernel does not show it")
+
+    def settle(self) -> None:
+        """Remove the drop-ins that are ours and say what holds without them, and those of units that have stopped.
+
+        What is still changed keeps its own. systemd is told once, and not at every limit that goes up again.
+        """
+        is_changed = False
+        for mark in sorted(self._marks.glob("[!.]*")):
+            kept = json.loads(mark.read_text(encoding="ascii"))
+            try:
+                present = self._inner.read_limit(CgroupPath(kept["cgroup"]), LimitKind(kept["kind"])).text
+            except OSError as error:
+                if not is_gone(error):
+                    raise
+                present = kept["text"]
+            if present != kept["text"]:
+                continue
+            drop_in = self._drop_ins / f"{kept['unit']}.d" / f"50-{kept['name']}.conf"
             drop_in.unlink(missing_ok=True)
+            if drop_in.parent.is_dir() and not any(drop_in.parent.iterdir()):
+                drop_in.parent.rmdir()
             mark.unlink()
-            _reload()
+            is_changed = True
+        if is_changed:
+            self._call("Reload", "", ())
 
     def reclaim(self, cgroup: CgroupPath, size_bytes: int) -> Moved:
         """Have the kernel take bytes from the cgroup; no setting is changed by it on v2."""
@@ -100,36 +167,13 @@ class SystemdLimits:
         """Move a process into a cgroup."""
         return self._inner.move(pid, cgroup)
 
-
-def _set_property(unit: str, name: str, text: str) -> None:
-    value = INFINITY if text in {"max", "-1"} else int(text)
-    _call("SetUnitProperties", "sba(sv)", (unit, True, [(name, ("t", min(value, INFINITY)))]))
-
-
-def _reload() -> None:
-    _call("Reload", "", ())
-
-
-def _call(method: str, signature: str, body: tuple[Any, ...]) -> None:
-    """Call systemd's manager. Raises OSError with its words, as a failed write would."""
-    # Imported late: only hosts that systemd runs need it, and it ships no types.
-    jeepney: Any = importlib.import_module("jeepney")
-    blocking: Any = importlib.import_module("jeepney.io.blocking")
-    wrappers: Any = importlib.import_module("jeepney.wrappers")
-    manager = jeepney.DBusAddress(PATH, bus_name=BUS_NAME, interface=INTERFACE)
-    message = jeepney.new_method_call(manager, method, signature or None, body)
-    connection = blocking.open_dbus_connection("SYSTEM")
-    try:
-        wrappers.unwrap_msg(connection.send_and_get_reply(message, timeout=10.0))
-    except wrappers.DBusErrorResponse as error:
-        number = errno.ENOENT if error.name.endswith(".NoSuchUnit") else errno.EPERM
-        raise OSError(number, f"systemd: {error.name} {error.data}") from error
-    except TimeoutError as error:
-        raise OSError(errno.EAGAIN, "systemd did not answer within 10 s") from error
-    finally:
-        connection.close()
-
-
-def marks_left() -> list[str]:
-    """Return the units whose drop-ins are still to be removed, for tests and doctor."""
-    return sorted(os.listdir(MARKS)) if MARKS.exists() else []
+    def _mark(self, unit: str, name: str, cgroup: CgroupPath, kind: LimitKind) -> None:
+        mark = self._marks / f"{unit}.{name}"
+        if mark.exists() or (self._drop_ins / f"{unit}.d" / f"50-{name}.conf").exists():
+            return
+        self._marks.mkdir(parents=True, exist_ok=True)
+        text = self._inner.read_limit(cgroup, kind).text
+        kept = {"unit": unit, "name": name, "cgroup": cgroup, "kind": kind.value, "text": text}
+        whole = self._marks / f".{unit}.{name}"  # a mark is there in whole or not at all
+        whole.write_text(json.dumps(kept), encoding="ascii")
+        whole.replace(mark)

@@ -214,7 +214,7 @@ class SimulatedHost:
         """Remove an empty cgroup of our own; Refused, Transient or Vanished when that cannot be."""
         self._machine.tree.remove(cgroup)
 
-    def sweep_cgroups(self) -> tuple[CgroupPath, ...]:
+    def sweep(self) -> tuple[CgroupPath, ...]:
         """Remove what is empty below our folder, innermost first."""
         tree, removed = self._machine.tree, list[CgroupPath]()
         ours = [path for path in tree.nodes if path == OWN_FOLDER or path.startswith(f"{OWN_FOLDER}/")]
