@@ -70,6 +70,7 @@ class Agent:
         self._learner = learn.Learner()
         self._corrections = learn.neutral_corrections(())
         self._asked: deque[_Asked] = deque()
+        self._acted = True
         self._answering: list[_Asked] = []  # taken up in the tick under way
         self.on_tick: Callable[[float], None] = _nothing
         self._recent: deque[Applied] = deque(maxlen=RECENT_COUNT)
@@ -209,11 +210,22 @@ class Agent:
             self._host.watch(self._settings.partitions + created)
 
     def _carry_out(self, observation: Observation, chosen: Plan) -> tuple[Applied, ...]:
-        if self._settings.mode is Mode.APPLY and self._journal is not None and self._journal.writable:
+        may_act = self._settings.mode is Mode.APPLY and self._journal is not None and self._journal.writable
+        self._tell_of_journal(may_act=may_act)
+        if may_act and self._journal is not None:
             # The planner saves up rates over two ticks at most; that is checked once more at the last moment.
             budget = act.Budget.for_tick(self._settings.plan, observation.memory, 2.0 * self._settings.interval_s)
             return act.apply(self._host, self._journal, chosen, self._ids, budget=budget)
         return act.rehearse(chosen, self._host.now_s(), self._ids)
+
+    def _tell_of_journal(self, *, may_act: bool) -> None:
+        """Log once when a disk fills up, and once when it is well again."""
+        if self._journal is not None and self._settings.mode is Mode.APPLY and may_act != self._acted:
+            self._acted = may_act
+            if may_act:
+                log.warning("the journal can be written again: acting")
+            else:
+                log.warning("not acting, because the journal cannot be written: %s", self._journal.problem)
 
     def _publish(
         self,

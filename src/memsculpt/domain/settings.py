@@ -96,7 +96,7 @@ class Settings:
     capacity_ratio: float = 0.9
     socket: str = "/run/memsculpt/agent.sock"
     state: str = "/var/lib/memsculpt"
-    listen: str | None = None  # "127.0.0.1:8472": REST on loopback besides the socket
+    listen: str | None = None  # where REST can be read on loopback besides the socket; None: as the door chooses
     observe: ObserveSettings = ObserveSettings()
     forecast: ForecastSettings = ForecastSettings()
     plan: PlanSettings = PlanSettings()

@@ -65,11 +65,12 @@ def run(wanted: Wanted) -> int:
             tell("an earlier agent left changes behind; undone:")
             for line in report_lines(report_view(undone)):
                 tell(f"  {line}")
+        places.make_private(places.Path(settings.socket).parent)  # only now that nothing is left to refuse
         agent = Agent(host=host, settings=settings, journal=journal)
         api = ApiServer(agent, socket_path=settings.socket, addresses=addresses_of(wanted, settings))
         listening = api.start()
         stack.callback(api.stop)
-        greet(agent, listening)
+        greet(agent, listening, journal)
         guarded = Guarded(settings, journal)
         guarded.renew(host.now_s())
         agent.on_tick = guarded.renew
@@ -94,7 +95,6 @@ def settings_for(wanted: Wanted) -> Settings:
         settings = replace(settings, socket=wanted.socket)
     if wanted.state is not None:
         settings = replace(settings, state=wanted.state)
-    places.make_private(places.Path(settings.socket).parent)
     return settings
 
 
@@ -177,10 +177,12 @@ def told_to_end(stop: threading.Event, host: Host) -> Generator[None]:
             signal.signal(number, handler)
 
 
-def greet(agent: Agent, listening: Listening) -> None:
+def greet(agent: Agent, listening: Listening, journal: act.Journal) -> None:
     """Say where the agent answers, what it does, and what is degraded."""
     report = agent.report
     verb = "observing: it plans and changes nothing" if report.mode is Mode.OBSERVE else "applying plans"
+    if report.mode is Mode.APPLY and not journal.writable:
+        verb = f"observing only, because the journal cannot be written: {journal.problem}"
     partitions = report.settings.partitions
     count = f"{len(partitions)} partition{'' if len(partitions) == 1 else 's'} named"
     tell(f"memsculpt is {verb} (pid {report.pid}, every {format_duration_s(report.settings.interval_s)}, {count})")
