@@ -56,3 +56,38 @@ def take(path: Path) -> Lock:
         # A full disk: the lock itself holds, only the name of its owner is missing from the message ("unknown").
         pass
     return Lock(descriptor)
+
+
+def join_group(path: Path, group: str) -> int:
+    """Become one of those who share pages on this machine; return the descriptor that says so while it is open.
+
+    The kernel merges the pages of all who opted in, whatever group they mean (KSM), so one group at a time may. The
+    descriptor is inherited: it stays open until the last of the group's programs and their children have ended.
+
+    Raises Refused when programs of another group share now; OSError when the file cannot be made or opened.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    wanted = os.fsencode(group)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass  # somebody shares: what group it is stands in the file
+        else:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, wanted, 0)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        present = os.pread(descriptor, 4096, 0)
+        if present != wanted:
+            raise Refused(
+                place=f"--share {group}",
+                problem=f'programs of the group "{os.fsdecode(present)}" share pages now, and the kernel would merge '
+                "with theirs",
+                fix="wait until they have ended, or leave --share out",
+            )
+        os.set_inheritable(descriptor, True)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -17,6 +17,7 @@ SYSTEM_CONFIG = Path("/etc/memsculpt/memsculpt.toml")
 SYSTEM_SOCKET = "/run/memsculpt/agent.sock"
 DEFAULT_LISTEN = "127.0.0.1:8472"
 MACHINE_LOCK = Path("/run/memsculpt/agent.lock")
+SHARING_GROUP = Path("/run/memsculpt/sharing")
 
 
 def user_socket(uid: int, environment: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ def add_command(subparsers: Subparsers) -> None:
         "exec",
         "start a program inside a partition",
         "Put this process into the partition's cgroup and become the program: all of its memory is charged there.\n"
-        "With --share its identical pages may be merged with those of other programs (KSM).",
+        "With --share its identical pages may be merged with those of the same group's programs (KSM).",
         "sudo memsculpt exec --partition batch -- ./worker",
     )
     parser.add_argument("--config", metavar="FILE", help=f"default: {places.SYSTEM_CONFIG}, where there is one")
@@ -35,5 +35,5 @@ def run(parsed: argparse.Namespace) -> int:
         )
     from memsculpt.doors.cli import launching
 
-    launching.become(command, partition=parsed.partition, share=parsed.share is not None, config=parsed.config)
+    launching.become(command, partition=parsed.partition, share=parsed.share, config=parsed.config)
     return 1

@@ -5,8 +5,10 @@ import os
 from dataclasses import replace
 from typing import NoReturn
 
+from memsculpt.act.ownership import join_group
 from memsculpt.domain.settings import PartitionSettings
 from memsculpt.domain.workload import CgroupPath
+from memsculpt.doors import places
 from memsculpt.doors.cli import preparing
 from memsculpt.errors import MemsculptError, UsageError, Vanished
 from memsculpt.host import merge_own_pages, open_host, own_instance
@@ -16,11 +18,11 @@ from memsculpt.plan import placement
 WILDCARDS = frozenset("*?[")
 
 
-def become(command: list[str], *, partition: str, share: bool, config: str | None) -> NoReturn:
+def become(command: list[str], *, partition: str, share: str | None, config: str | None) -> NoReturn:
     """Enter the partition's cgroup and replace this process by the program.
 
     Raises UsageError for an unknown partition, Unavailable without privilege, MemsculptError when the program
-    cannot be started.
+    cannot be started, Refused when another group shares pages now.
     """
     settings = preparing.read_settings(config, is_named=config is not None)
     chosen = next((one for one in settings.partitions if one.name == partition), None)
@@ -29,9 +31,10 @@ def become(command: list[str], *, partition: str, share: bool, config: str | Non
         raise UsageError(place=f"--partition {partition}", problem="is not configured", fix=f"name one of: {known}")
     host = open_host(replace(settings, partitions=()))
     try:
-        enter(host, chosen)
-        if share:
+        if share is not None:
+            join_group(places.SHARING_GROUP, share)
             merge_own_pages()
+        enter(host, chosen)
     finally:
         host.close()
     try:
