@@ -79,15 +79,15 @@ def join_group(path: Path, group: str) -> int:
             os.pwrite(descriptor, wanted, 0)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         present = os.pread(descriptor, 4096, 0)
-        if present != wanted:
-            raise Refused(
-                place=f"--share {group}",
-                problem=f'programs of the group "{os.fsdecode(present)}" share pages now, and the kernel would merge '
-                "with theirs",
-                fix="wait until they have ended, or leave --share out",
-            )
         os.set_inheritable(descriptor, True)
-    except BaseException:
+    except OSError:
         os.close(descriptor)
         raise
-    return descriptor
+    if present == wanted:
+        return descriptor
+    os.close(descriptor)
+    raise Refused(
+        place=f"--share {group}",
+        problem=f'programs of the group "{os.fsdecode(present)}" share pages now, and the kernel would merge with theirs',
+        fix="wait until they have ended, or leave --share out",
+    )
