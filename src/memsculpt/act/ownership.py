@@ -88,6 +88,6 @@ def join_group(path: Path, group: str) -> int:
     os.close(descriptor)
     raise Refused(
         place=f"--share {group}",
-        problem=f'programs of the group "{os.fsdecode(present)}" share pages now, and the kernel would merge with theirs',
+        problem=f'programs of the group "{os.fsdecode(present)}" share pages now; the kernel would merge with theirs',
         fix="wait until they have ended, or leave --share out",
     )
