@@ -133,8 +133,8 @@ def _plot_phases(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             axes.scatter(order, lengths, s=14, alpha=0.7, color=COLOURS[arm], label=label)
     axes.axvline(1.75, color="#999", linestyle="--", linewidth=1)
     axes.set(xlabel="period", ylabel="phase, s", yscale="log")
-    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        which(lambda seconds, _: f"{seconds:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend(ncols=5, fontsize=8, frameon=False)
     return _svg(figure)
 
