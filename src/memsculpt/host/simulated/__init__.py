@@ -13,7 +13,7 @@ from memsculpt.host.simulated.faults import (
     VanishBeforeAction,
 )
 from memsculpt.host.simulated.host import SimulatedHost
-from memsculpt.host.simulated.machine import Costs, Record
+from memsculpt.host.simulated.living import Costs, Record
 from memsculpt.host.simulated.reclaim import ReclaimRules
 from memsculpt.host.simulated.workloads import (
     Burst,

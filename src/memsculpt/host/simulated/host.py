@@ -17,7 +17,8 @@ from memsculpt.errors import Refused, Transient, Unavailable, Vanished
 from memsculpt.host.protocol import Capability, LimitValue, Moved
 from memsculpt.host.simulated.cgroups import PAGE_BYTES, CgroupTree
 from memsculpt.host.simulated.faults import Fault, FaultSchedule
-from memsculpt.host.simulated.machine import Costs, Machine, Process, Record
+from memsculpt.host.simulated.living import Costs, Process, Record
+from memsculpt.host.simulated.machine import Machine
 from memsculpt.host.simulated.observing import check_rules, observe_machine
 from memsculpt.host.simulated.reclaim import ReclaimRules
 from memsculpt.host.simulated.workloads import Program

@@ -12,7 +12,6 @@ the background reclaim of kswapd, and that parts of a chunk may differ.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from zlib import crc32
 
 import numpy as np
@@ -21,58 +20,14 @@ from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.workload import Instance
 from memsculpt.errors import Vanished
 from memsculpt.host.simulated.cgroups import PAGE_BYTES, CgroupTree, Node
+from memsculpt.host.simulated.living import Costs, Process, Record
 from memsculpt.host.simulated.pages import ABSENT, RESIDENT, SWAPPED, Chunks, Region
 from memsculpt.host.simulated.reclaim import ReclaimRules, choose_victims
-from memsculpt.host.simulated.workloads import Demand, Life, Phase, Program
+from memsculpt.host.simulated.workloads import Demand, Program
 
 FIRST_PID = 1000
 TICKS_PER_S = 100
 BATCH_CHUNKS = 64  # room is made for so many at once, so that a large growth reclaims as it goes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """What moving one page takes, in seconds."""
-
-    zero_fill_page_s: float = 0.5e-6
-    fault_in_page_s: float = 11e-6  # a major fault from zram
-    reclaim_page_s: float = 3.6e-6  # compressing it, in the reclaim or in a page-out
-    page_in_page_s: float = 2.9e-6  # in bulk, ahead of need
-    read_page_s: float = 8e-6  # of a file, from disk
-
-
-@dataclass(slots=True, kw_only=True)
-class Record:
-    """What a program has lived through since the host began, over all its lives."""
-
-    work_done_s: float = 0.0  # time run without stalls
-    stall_s: float = 0.0
-    major_faults_count: int = 0
-    refaults_count: int = 0
-    oom_kills_count: int = 0
-    lives_count: int = 0
-    phases: list[Phase] = field(default_factory=list)
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Process:
-    """One living process."""
-
-    instance: Instance
-    program: Program
-    life: Life
-    node: Node  # the cgroup it lives in; older chunks may still be charged elsewhere
-    began_at_s: float
-    memory: Region
-    file: Region | None
-    record: Record
-    cpu_s: float = 0.0
-    minor_faults_count: int = 0
-    major_faults_count: int = 0
-    refaults_count: int = 0
-    read_bytes: int = 0
-    some_stall_s: float = 0.0
-    oom_killed: bool = False
 
 
 class Machine:

@@ -13,7 +13,8 @@ from memsculpt.domain.settings import PartitionSettings
 from memsculpt.domain.workload import CgroupPath, WorkloadId
 from memsculpt.errors import ConfigError
 from memsculpt.host.simulated.cgroups import PAGE_BYTES, Node
-from memsculpt.host.simulated.machine import Machine, Process
+from memsculpt.host.simulated.living import Process
+from memsculpt.host.simulated.machine import Machine
 
 WILDCARDS = frozenset("*?[")
 OWN_FOLDER = "memsculpt"  # partitions that have no cgroup of their own get OWN_FOLDER/NAME
