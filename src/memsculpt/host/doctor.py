@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from memsculpt.errors import Unavailable
 from memsculpt.host.protocol import Capability
 
 _SYS_PROCESS_MADVISE = 440  # x86-64 and the generic table alike
@@ -45,6 +46,7 @@ class KernelFacts:
     has_zram_control: bool = False
     init: str = ""  # comm of process 1
     has_btf: bool = False
+    task_list: str = ""  # "" when our program runs in the kernel, else why not
     has_ksm: bool = False
     move_charge: str = ""  # "" when the kernel still moves charges, else why not
     programs: Mapping[str, bool] = field(default_factory=dict[str, bool])  # by name: is it installed
@@ -86,6 +88,7 @@ def read_facts(proc: str = "/proc", sys: str = "/sys") -> KernelFacts:
         has_zram_control=Path(sys, "class/zram-control/hot_add").exists(),
         init=_text(Path(proc, "1/comm")).strip(),
         has_btf=Path(sys, "kernel/btf/vmlinux").exists(),
+        task_list=_try_task_list(),
         has_ksm=Path(sys, "kernel/mm/ksm/run").exists(),
         move_charge=_move_charge(v1),
         programs={name: shutil.which(name) is not None for name in ("redis-server", "qemu-system-x86_64")},
@@ -165,6 +168,13 @@ def capabilities_from(facts: KernelFacts) -> Mapping[str, Capability]:
             "none needed",
         ),
         _yes_or("bpf", facts.has_btf, "BTF is there", "the kernel carries no BTF", "CONFIG_DEBUG_INFO_BTF"),
+        _tried_row(
+            "task_list",
+            facts.task_list,
+            "a BPF iterator lists all processes",
+            "none needed: /proc tells the same, more slowly; otherwise as root: apt install clang libbpf-dev, and the "
+            "set-up again",
+        ),
         _yes_or("ksm", facts.has_ksm, "/sys/kernel/mm/ksm", "the kernel has no KSM", "CONFIG_KSM"),
         _tried_row(
             "move_charge", facts.move_charge, "memory.move_charge_at_immigrate", "none: a moved process's pages stay"
@@ -232,6 +242,17 @@ def _checked(result: int) -> None:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def _try_task_list() -> str:
+    # Imported late: loads a library that few commands need.
+    from memsculpt.host.bpf.tasks import TaskReader
+
+    try:
+        TaskReader().close()
+    except Unavailable as error:
+        return error.problem
+    return ""
 
 
 def _try_page_out() -> None:

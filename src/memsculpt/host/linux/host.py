@@ -14,13 +14,16 @@ from memsculpt.domain.settings import PartitionSettings, Settings
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.errors import ConfigError, Refused, Unavailable, Vanished
 from memsculpt.host import doctor
+from memsculpt.host.bpf.tasks import TaskReader
 from memsculpt.host.linux import procfs, psi, workloads
 from memsculpt.host.linux.controller import NAME_OF_OURS, Controller
 from memsculpt.host.linux.errnos import translate
 from memsculpt.host.linux.hierarchy import find_controller
 from memsculpt.host.linux.observe import LinuxObserver
 from memsculpt.host.linux.pager import LinuxPager
+from memsculpt.host.linux.processes import ProcessReader
 from memsculpt.host.linux.systemd import SystemdLimits, runs_systemd
+from memsculpt.host.linux.task_processes import TaskProcesses
 from memsculpt.host.protocol import Capability, LimitValue, Moved
 
 WILDCARDS = frozenset("*?[")
@@ -38,7 +41,7 @@ class LinuxHost(LinuxPager):
         self._detail_interval_s = settings.observe.detail_interval_s
         found, unified = find_controller()
         self._controller: Controller | None = SystemdLimits(found) if found is not None and runs_systemd() else found
-        self._observer = LinuxObserver(found, unified)
+        self._observer = LinuxObserver(found, unified, processes=_best_processes())
         self._partitions: tuple[PartitionSettings, ...] = ()
         self._wakes = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._trigger = psi.open_trigger("/proc/pressure/memory")
@@ -204,6 +207,16 @@ class LinuxHost(LinuxPager):
             raise Refused(
                 place=f'cgroup "{cgroup}"', problem="was not made by memsculpt", fix="remove it yourself: rmdir"
             )
+
+
+def _best_processes() -> ProcessReader | TaskProcesses:
+    """Return the kernel's own list where our program runs, /proc elsewhere; doctor says why (`task_list`)."""
+    names = ProcessReader()
+    try:
+        tasks = TaskReader()
+    except Unavailable:
+        return names
+    return TaskProcesses(tasks, os.sysconf("SC_CLK_TCK"), names)
 
 
 @contextmanager

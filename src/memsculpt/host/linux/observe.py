@@ -17,6 +17,7 @@ from memsculpt.host.linux.controller import Charge, Controller, read_members
 from memsculpt.host.linux.errnos import is_gone
 from memsculpt.host.linux.processes import ProcessReader, Reading
 from memsculpt.host.linux.psi import Pressure
+from memsculpt.host.linux.task_processes import TaskProcesses
 from memsculpt.host.linux.workloads import Adopted, Place
 
 
@@ -46,11 +47,17 @@ class _Past:
 class LinuxObserver:
     """Reads the machine; remembers what ended processes had counted."""
 
-    def __init__(self, controller: Controller | None, unified: str | None, proc: str = "/proc") -> None:
+    def __init__(
+        self,
+        controller: Controller | None,
+        unified: str | None,
+        proc: str = "/proc",
+        processes: ProcessReader | TaskProcesses | None = None,
+    ) -> None:
         self._controller = controller
         self._unified = unified
         self._proc = proc
-        self.processes = ProcessReader(proc)
+        self.processes = processes if processes is not None else ProcessReader(proc)
         self._past: dict[WorkloadId, _Past] = {}
         self._keys: dict[WorkloadId, int] = {}
         self._last: dict[WorkloadId, dict[int, Reading]] = {}

@@ -9,7 +9,7 @@ all every `detail_interval_s`, spread over the ticks by pid.
 
 import os
 import resource
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -100,13 +100,22 @@ class ProcessReader:
         self.vanished_count = 0
         self.unreadable_count = 0
 
-    def read_all(self, now_s: float, members: dict[int, CgroupPath], detail_interval_s: float) -> list[Reading]:
+    def read_all(self, now_s: float, members: Mapping[int, CgroupPath], detail_interval_s: float) -> list[Reading]:
         """Return every process that is no kernel thread, by pid.
 
         `members` are the pids in partition cgroups, each with the cgroup it lives in: read in full.
         """
+        return self.read_some(self.pids(), now_s, members, detail_interval_s)
+
+    def pids(self) -> list[int]:
+        """Return all processes and kernel threads that /proc lists, ascending."""
+        return sorted(int(name) for name in os.listdir(self._proc) if name.isdigit())
+
+    def read_some(
+        self, pids: list[int], now_s: float, members: Mapping[int, CgroupPath], detail_interval_s: float
+    ) -> list[Reading]:
+        """Return those of `pids` that are no kernel threads, and forget all others."""
         self.vanished_count = self.unreadable_count = 0
-        pids = sorted(int(name) for name in os.listdir(self._proc) if name.isdigit())
         readings: list[Reading] = []
         for pid in pids:
             if self._kernel_threads.get(pid, now_s) > now_s and pid not in members:
@@ -130,7 +139,9 @@ class ProcessReader:
         self._stats.keep_only(())
         self._schedstats.keep_only(())
 
-    def _read(self, pid: int, now_s: float, members: dict[int, CgroupPath], detail_interval_s: float) -> Reading | None:
+    def _read(
+        self, pid: int, now_s: float, members: Mapping[int, CgroupPath], detail_interval_s: float
+    ) -> Reading | None:
         content = self._stats.read(pid)
         is_due_s = detail_interval_s * (0.75 + (pid % 8) / 16)
         before = self._raw.get(pid)
@@ -147,7 +158,7 @@ class ProcessReader:
         is_member = pid in members
         detail = self._details.get(instance)
         if detail is None:
-            detail = self._read_detail(pid, now_s)
+            detail = self.read_detail(pid, now_s)
         elif is_member:
             # What a member is does not change in a second; what it holds does.
             detail = replace(
@@ -155,7 +166,7 @@ class ProcessReader:
             )
         elif pid in self._members or now_s - detail.read_at_s >= is_due_s:
             # Whoever has just left a partition is placed anew at once.
-            detail = self._read_detail(pid, now_s)
+            detail = self.read_detail(pid, now_s)
         self._details[instance] = detail
         cpu_s = stat.cpu_s
         if is_member:  # 10 ms of `stat` are too coarse to tell whether somebody has run at all
@@ -166,7 +177,7 @@ class ProcessReader:
         self._raw[pid] = (content, reading)
         return reading
 
-    def _sleeps(self, before: Reading, members: dict[int, CgroupPath], read_since_s: float) -> bool:
+    def _sleeps(self, before: Reading, members: Mapping[int, CgroupPath], read_since_s: float) -> bool:
         """Tell whether a process whose `stat` is as it was is so in all, too.
 
         Pages that leave or come back change its resident size in `stat`. A member that ran for less than the
@@ -207,7 +218,8 @@ class ProcessReader:
         run.by_thread_s = now_s
         return run.total_s
 
-    def _read_detail(self, pid: int, now_s: float) -> Detail:
+    def read_detail(self, pid: int, now_s: float) -> Detail:
+        """Read all that is dearer than `stat`. Raises OSError (of two kinds when it is gone)."""
         memory, unified = procfs.parse_cgroup(self._some(f"{self._proc}/{pid}/cgroup"))
         return Detail(
             read_at_s=now_s,

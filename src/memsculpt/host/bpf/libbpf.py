@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""libbpf 1.x by ctypes, as far as we use it (libbpf.readthedocs.io): open, load, attach an iterator, close.
+
+libbpf says why a program was refused on a channel of its own, not in errno: what it says is kept for the error.
+"""
+
+import ctypes
+import errno
+import functools
+import os
+from collections import deque
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from memsculpt.errors import Unavailable
+
+SONAME = "libbpf.so.1"
+READ_BYTES = 1 << 20
+LINES_KEPT = 12
+LINE_BYTES = 4096
+WARN = 0  # enum libbpf_print_level
+
+_Print = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "bpf_object__open_file": (ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_void_p]),
+    "bpf_object__load": (ctypes.c_int, [ctypes.c_void_p]),
+    "bpf_object__close": (None, [ctypes.c_void_p]),
+    "bpf_object__find_program_by_name": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
+    "bpf_program__attach_iter": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_void_p]),
+    "bpf_link__fd": (ctypes.c_int, [ctypes.c_void_p]),
+    "bpf_link__destroy": (ctypes.c_int, [ctypes.c_void_p]),
+    "bpf_iter_create": (ctypes.c_int, [ctypes.c_int]),
+}
+
+
+class _Library:
+    """The library, and what it said last."""
+
+    def __init__(self) -> None:
+        self.calls = ctypes.CDLL(SONAME, use_errno=True)
+        self._libc = ctypes.CDLL(None)
+        self.said: deque[str] = deque(maxlen=LINES_KEPT)
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(self.calls, name)
+            function.restype, function.argtypes = result, arguments
+        self._keep = _Print(self._hear)  # ctypes keeps no reference of its own
+        self.calls.libbpf_set_print.restype = ctypes.c_void_p
+        self.calls.libbpf_set_print(self._keep)
+
+    def _hear(self, level: int, form: bytes, arguments: int) -> int:
+        if level == WARN:
+            line = ctypes.create_string_buffer(LINE_BYTES)
+            self._libc.vsnprintf(line, ctypes.c_size_t(LINE_BYTES), form, ctypes.c_void_p(arguments))
+            self.said.extend(line.value.decode("utf-8", "replace").splitlines())
+        return 0
+
+
+@functools.cache
+def _library() -> _Library:
+    try:
+        return _Library()
+    except OSError as error:
+        raise Unavailable(
+            place=SONAME, problem="is not installed", fix="apt install libbpf1 (Debian), or your system's libbpf 1.x"
+        ) from error
+
+
+class Iterator:
+    """An attached iterator program: each `read` runs it once over all that it lists."""
+
+    def __init__(self, library: _Library, link: int, name: str) -> None:
+        self._library, self._link, self._name = library, link, name
+
+    def read(self) -> bytes:
+        """Return what the program wrote. Raises OSError."""
+        number = self._library.calls.bpf_iter_create(self._library.calls.bpf_link__fd(self._link))
+        if number < 0:
+            raise OSError(-number, f"{self._name}: {os.strerror(-number)}")
+        parts: list[bytes] = []
+        try:
+            while part := _read(number):
+                parts.append(part)
+        finally:
+            os.close(number)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Detach; the kernel forgets the program with the object."""
+        self._library.calls.bpf_link__destroy(self._link)
+
+
+def _read(descriptor: int) -> bytes:
+    while True:
+        try:
+            return os.read(descriptor, READ_BYTES)
+        except OSError as error:
+            if error.errno != errno.EAGAIN:  # a long list, interrupted at a good place
+                raise
+
+
+class Program:
+    """A compiled object in the kernel. Use it as a context manager, or close it."""
+
+    def __init__(self, path: Path) -> None:
+        """Load. Raises Unavailable with the kernel's or libbpf's own words."""
+        self._library = _library()
+        self._path = path
+        self._object: int | None = None
+        self._iterators: list[Iterator] = []
+        with self._told("opened"):
+            self._object = self._library.calls.bpf_object__open_file(os.fsencode(path), None)
+            if not self._object:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        try:
+            with self._told("loaded"):
+                failed = self._library.calls.bpf_object__load(self._object)
+                if failed:
+                    raise OSError(-failed, os.strerror(-failed))
+        except Unavailable:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def iterator(self, name: str) -> Iterator:
+        """Attach the iterator program of this name. Raises Unavailable."""
+        with self._told("attached"):
+            program = self._library.calls.bpf_object__find_program_by_name(self._object, name.encode("ascii"))
+            link = self._library.calls.bpf_program__attach_iter(program, None) if program else None
+            if not link:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self._iterators.append(Iterator(self._library, link, name))
+        return self._iterators[-1]
+
+    def close(self) -> None:
+        """Detach and unload everything; a second call does nothing."""
+        for iterator in self._iterators:
+            iterator.close()
+        self._iterators.clear()
+        if self._object is not None:
+            self._library.calls.bpf_object__close(self._object)
+            self._object = None
+
+    @contextmanager
+    def _told(self, what: str) -> Generator[None]:
+        self._library.said.clear()
+        try:
+            yield
+        except OSError as error:
+            words = "; ".join(self._library.said) or error.strerror
+            fix = "run as root" if error.errno == errno.EPERM else "a kernel from 5.15 on with BTF and BPF iterators"
+            raise Unavailable(
+                place=f"BPF program {self._path.name}", problem=f"cannot be {what}: {words}", fix=fix
+            ) from error
