@@ -319,4 +319,4 @@ def summary_of(result: Mapping[str, Any]) -> str:
 
 def quick(scenario: Scenario) -> Scenario:
     """Return a scenario short enough for a demonstration."""
-    return replace(scenario, period_s=8.0, periods=5)
+    return replace(scenario, periods=4)

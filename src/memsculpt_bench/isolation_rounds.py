@@ -27,7 +27,7 @@ def run(*, rounds: int, quick: bool, swaps: Sequence[str], say: Say) -> Result:
         say(f"removed {leftover}, left by an earlier bench")
     variants = {swap: _run_variant(Scenario(swap=swap), rounds, say, quick=quick) for swap in swaps}
     main = variants[swaps[0]]
-    cost = upkeep.measure_cost(seconds=10.0 if quick else 60.0, say=say)
+    cost = upkeep.measure_cost(seconds=20.0 if quick else 60.0, say=say)
     restored = upkeep.measure_restore(say=say)
     figures = {
         **main["figures"],
