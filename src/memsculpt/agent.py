@@ -151,7 +151,9 @@ class Agent:
     def close(self) -> "act.RestoreReport | None":
         """Undo everything that was changed; the host itself stays open."""
         while self._asked:
-            self._asked.popleft().answer.set_exception(_ending())
+            asked = self._asked.popleft()
+            if asked.answer.set_running_or_notify_cancel():
+                asked.answer.set_exception(_ending())
         if self._journal is None or self._settings.mode is not Mode.APPLY:
             return None
         return act.restore(self._host, self._journal)
@@ -190,6 +192,8 @@ class Agent:
         answered: list[tuple[_Asked, Grant]] = []
         while self._asked:
             asked = self._asked.popleft()
+            if not asked.answer.set_running_or_notify_cancel():
+                continue  # who asked has given up; from here on it cannot be cancelled any more
             self._answering.append(asked)
             self._planner, grant = plan.answer_request(
                 self._planner, asked.request, observation, profiles, forecasts, self._settings

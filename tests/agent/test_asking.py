@@ -67,3 +67,20 @@ def test_a_partition_made_for_a_request_is_there_at_the_next_tick(tmp_path):
         assert host.cgroup_of(instance) == "memsculpt/request-1"
         assert [state.partition for state in seen.cgroups] == ["request-1"]
         agent.close()
+
+
+def test_who_gave_up_waiting_hinders_nobody():
+    """A cancelled request is passed over, whether a tick or the end comes to it; the one behind it is answered."""
+    host = SimulatedHost(0, workloads=(Constant(name="app", cgroup="app", size_bytes=64 * MIB),))
+    agent = Agent(host=host, settings=Settings(), journal=None)
+    agent.tick()
+    asked = Request(workload=WorkloadId("app"), size_bytes=MIB, within_s=5.0, asked_at_s=host.now_s())
+    impatient, patient = agent.ask(asked), agent.ask(asked)
+    impatient.cancel()
+    agent.tick()
+    late, last = agent.ask(asked), agent.ask(asked)
+    late.cancel()
+    agent.close()
+
+    assert patient.result(timeout=0).reason.text
+    assert last.exception(timeout=0) is not None

@@ -14,7 +14,7 @@ from tests.kernel.conftest import MIB
 
 PAGE = pagemap.PAGE
 TIB = 1 << 40
-# Pages that another processor touched last wait in its batch (31 folios) and cannot be isolated by us: docs/kernel.
+# Pages that another processor touched last wait in its batch (31 folios) and cannot be isolated by us (mm/swap.c).
 STRAGGLERS_BYTES = 64 * PAGE * (os.cpu_count() or 1)
 INTERPRETER_BYTES = 4 * MIB  # what the holder has beside the memory that it was told to hold
 
@@ -111,8 +111,24 @@ def test_memory_shared_with_a_child_is_not_promised(pager, start_holder):
 
 
 @pytest.mark.needs("pagemap_scan")
+def test_the_scan_loses_no_page(pager, start_holder):
+    """What is read behind the kernel's scan is what reading every entry finds, present and swapped, with gaps."""
+    holder = start_holder()
+    pager.page_out(holder.instance, 8 * MIB)
+    ranges = [(holder.address - holder.size_bytes, holder.address + 2 * holder.size_bytes)]
+    descriptor = os.open(f"/proc/{holder.pid}/pagemap", os.O_RDONLY)
+    try:
+        for flags in (pagemap.PRESENT, pagemap.SWAPPED):
+            whole = pagemap.read_entries(descriptor, ranges, flags)
+            assert pagemap.read_runs(descriptor, ranges, flags).tolist() == whole.tolist()
+            assert runs.size_of(whole) >= 7 * MIB
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.needs("pagemap_scan")
 def test_a_reserved_terabyte_costs_nothing(pager, start_holder):
-    """Only what was touched is looked at, and the scan loses no page that reading every entry finds."""
+    """Only what was touched is looked at, and pages leave all the same."""
     holder = start_holder()
     assert holder.ask(f"reserve {TIB}") == "reserved"
     ranges = pagemap.parse_private(Path(f"/proc/{holder.pid}/maps").read_bytes())

@@ -50,6 +50,7 @@ class Wanted:
 def run(wanted: Wanted) -> int:
     """Run the agent until it is told to end; return the exit code."""
     settings = settings_for(wanted)
+    addresses = addresses_of(wanted, settings)
     if settings.mode is Mode.APPLY:
         check_may_apply("--apply" if wanted.apply else 'mode = "apply"')
     with ExitStack() as stack:
@@ -65,9 +66,9 @@ def run(wanted: Wanted) -> int:
             tell("an earlier agent left changes behind; undone:")
             for line in report_lines(report_view(undone)):
                 tell(f"  {line}")
-        places.make_private(places.Path(settings.socket).parent)  # only now that nothing is left to refuse
+        places.make_private(places.Path(settings.socket).parent)  # not before it is known that we may run
         agent = Agent(host=host, settings=settings, journal=journal)
-        api = ApiServer(agent, socket_path=settings.socket, addresses=addresses_of(wanted, settings))
+        api = ApiServer(agent, socket_path=settings.socket, addresses=addresses)
         listening = api.start()
         stack.callback(api.stop)
         greet(agent, listening, journal)

@@ -78,11 +78,16 @@ def parse_locked(content: bytes) -> Int64:
 def read_runs(descriptor: int, ranges: list[tuple[int, int]], flags: int) -> Int64:
     """Return the runs of pages in `ranges` whose entry has all of `flags`. Raises OSError.
 
-    `descriptor` is an open /proc/PID/pagemap. Cost: docs/kernel/pagemap.md.
+    `descriptor` is an open /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst).
     """
+    return read_entries(descriptor, touched_ranges(descriptor, ranges), flags)
+
+
+def read_entries(descriptor: int, ranges: list[tuple[int, int]], flags: int) -> Int64:
+    """Return the same from an entry for each page of `ranges`, touched or not. Raises OSError."""
     wanted = np.uint64(flags)
     parts: list[Int64] = []
-    for start, end in touched_ranges(descriptor, ranges):
+    for start, end in ranges:
         for at in range(start, end, PART_BYTES):
             count = (min(end, at + PART_BYTES) - at) // PAGE
             content = os.pread(descriptor, count * ENTRY_BYTES, at // PAGE * ENTRY_BYTES)
