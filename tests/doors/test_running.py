@@ -97,10 +97,23 @@ def test_a_duration_ends_it(start):
 def test_a_second_agent_is_refused(start, call, tmp_path):
     """It says who is at work, and touches nothing."""
     agent, _ = start()
-    second = call("run", "--no-listen", "--socket", str(tmp_path / "2.sock"), "--state", str(tmp_path / "other"))
+    places = ("--socket", str(tmp_path / "run" / "2.sock"), "--state", str(tmp_path / "other"))
+    second = call("run", "--no-listen", *places)
     assert second.returncode == 1
     assert str(agent.pid) in second.stderr
     assert "fix:" in second.stderr
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:8472", "nowhere", "127.0.0.1:99999", "[::]:80"])
+def test_an_address_that_cannot_be_is_refused_before_anything_is_made(call, tmp_path, address):
+    """Exit code 2, and neither the socket's folder nor the state's is there."""
+    places = ("--socket", str(tmp_path / "run" / "agent.sock"), "--state", str(tmp_path / "state"))
+    ran = call("run", "--duration", "1s", "--listen", address, *places)
+    assert ran.returncode == 2, ran.stderr
+    assert "fix:" in ran.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == []
 
 
 def test_without_an_agent_the_fix_is_to_start_one(call, tmp_path):

@@ -63,15 +63,15 @@ class Journal:
         problems: list[str] = []
         notes: list[str] = []
         try:
-            try:
-                locks.append(ownership.take(path.with_name(LOCK_NAME)))
-            except OSError as error:
-                problems.append(f"{path.parent}: {error.strerror}")
-            if machine_lock is not None:
+            if machine_lock is not None:  # first: who is refused leaves no state folder behind
                 try:
                     locks.append(ownership.take(machine_lock))
                 except OSError as error:
                     notes.append(f"{machine_lock}: {error.strerror}; whether another memsculpt runs is unknown")
+            try:
+                locks.append(ownership.take(path.with_name(LOCK_NAME)))
+            except OSError as error:
+                problems.append(f"{path.parent}: {error.strerror}")
             journal = cls(path=path, boot=boot or read_boot(), locks=locks, problem="; ".join(problems))
             notes += journal._load()
             journal.notes = tuple(notes)

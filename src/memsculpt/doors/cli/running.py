@@ -21,7 +21,7 @@ from memsculpt.config import load_source
 from memsculpt.domain.settings import Mode, Settings
 from memsculpt.domain.units import format_bytes, format_duration_s
 from memsculpt.doors import places, words
-from memsculpt.doors.api.server import ApiServer, Listening
+from memsculpt.doors.api.server import ApiServer, Listening, check_loopback
 from memsculpt.doors.cli import preparing
 from memsculpt.doors.cli.restore import report_lines, report_view
 from memsculpt.errors import ConfigError, Unavailable, UsageError
@@ -51,6 +51,8 @@ def run(wanted: Wanted) -> int:
     """Run the agent until it is told to end; return the exit code."""
     settings = settings_for(wanted)
     addresses = addresses_of(wanted, settings)
+    for host_name, _ in addresses:
+        check_loopback(host_name)
     if settings.mode is Mode.APPLY:
         check_may_apply("--apply" if wanted.apply else 'mode = "apply"')
     with ExitStack() as stack:
