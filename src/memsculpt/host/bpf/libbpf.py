@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libbpf 1.x by ctypes, as far as we use it (libbpf.readthedocs.io): open, load, attach an iterator, close.
+"""libbpf 1.x by ctypes, as far as we use it (libbpf.readthedocs.io): open, load, attach, share maps, close.
 
 libbpf says why a program was refused on a channel of its own, not in errno: what it says is kept for the error.
 """
@@ -7,9 +7,10 @@ libbpf says why a program was refused on a channel of its own, not in errno: wha
 import ctypes
 import errno
 import functools
+import mmap
 import os
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,15 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_object__close": (None, [ctypes.c_void_p]),
     "bpf_object__find_program_by_name": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
     "bpf_program__attach_iter": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_void_p]),
+    "bpf_program__attach_perf_event": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int]),
+    "bpf_object__find_map_by_name": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
+    "bpf_map__fd": (ctypes.c_int, [ctypes.c_void_p]),
+    "bpf_map__key_size": (ctypes.c_uint32, [ctypes.c_void_p]),
+    "bpf_map__value_size": (ctypes.c_uint32, [ctypes.c_void_p]),
+    "bpf_map__max_entries": (ctypes.c_uint32, [ctypes.c_void_p]),
+    "bpf_map_lookup_elem": (ctypes.c_int, [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]),
+    "bpf_map_update_elem": (ctypes.c_int, [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64]),
+    "bpf_map_delete_elem": (ctypes.c_int, [ctypes.c_int, ctypes.c_void_p]),
     "bpf_link__fd": (ctypes.c_int, [ctypes.c_void_p]),
     "bpf_link__destroy": (ctypes.c_int, [ctypes.c_void_p]),
     "bpf_iter_create": (ctypes.c_int, [ctypes.c_int]),
@@ -71,8 +81,9 @@ def _library() -> _Library:
 class Iterator:
     """An attached iterator program: each `read` runs it once over all that it lists."""
 
-    def __init__(self, library: _Library, link: int, name: str) -> None:
-        self._library, self._link, self._name = library, link, name
+    def __init__(self, library: _Library, link: int, name: str, forget: Callable[["Iterator"], None]) -> None:
+        self._library, self._name, self._forget = library, name, forget
+        self._link: int | None = link
 
     def read(self) -> bytes:
         """Return what the program wrote. Raises OSError."""
@@ -88,8 +99,74 @@ class Iterator:
         return b"".join(parts)
 
     def close(self) -> None:
-        """Detach; the kernel forgets the program with the object."""
-        self._library.calls.bpf_link__destroy(self._link)
+        """Detach; the kernel forgets the program with the object. A second call does nothing."""
+        if self._link is not None:
+            self._library.calls.bpf_link__destroy(self._link)
+            self._link = None
+            self._forget(self)
+
+
+class Map:
+    """A map of a loaded program: looked up by key, or, where it is an array made for it, shared as memory."""
+
+    def __init__(self, library: _Library, handle: int, name: str) -> None:
+        self._library, self._name = library, name
+        self.number: int = library.calls.bpf_map__fd(handle)
+        self.key_bytes: int = library.calls.bpf_map__key_size(handle)
+        self.value_bytes: int = library.calls.bpf_map__value_size(handle)
+        self.max_entries: int = library.calls.bpf_map__max_entries(handle)
+
+    def memory(self) -> mmap.mmap:
+        """Return the values of an array map (BPF_F_MMAPABLE), one behind the other, each a multiple of 8 bytes.
+
+        Raises OSError. The caller closes it.
+        """
+        size = self.max_entries * (-(-self.value_bytes // 8) * 8)
+        return mmap.mmap(self.number, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value, None where there is none. Raises OSError."""
+        value = ctypes.create_string_buffer(self.value_bytes)
+        failed = self._library.calls.bpf_map_lookup_elem(self.number, self._key(key), value)
+        return None if failed == -errno.ENOENT else self._checked(failed, value.raw)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Write the value. Raises OSError (E2BIG where the map is full)."""
+        if len(value) != self.value_bytes:
+            raise ValueError(f"a value of {self._name} has {self.value_bytes} bytes, not {len(value)}")
+        self._checked(self._library.calls.bpf_map_update_elem(self.number, self._key(key), value, 0), b"")
+
+    def remove(self, key: bytes) -> None:
+        """Forget the key; one that is not there is no error. Raises OSError."""
+        failed = self._library.calls.bpf_map_delete_elem(self.number, self._key(key))
+        self._checked(0 if failed == -errno.ENOENT else failed, b"")
+
+    def _key(self, key: bytes) -> bytes:
+        if len(key) != self.key_bytes:
+            raise ValueError(f"a key of {self._name} has {self.key_bytes} bytes, not {len(key)}")
+        return key
+
+    def _checked(self, failed: int, value: bytes) -> bytes:
+        if failed:
+            raise OSError(-failed, f"{self._name}: {os.strerror(-failed)}")
+        return value
+
+
+class _IteratorTarget(ctypes.Structure):
+    """union bpf_iter_link_info, as far as iter/task reads it: one process (since 6.1)."""
+
+    _fields_ = (
+        ("thread", ctypes.c_uint32),
+        ("pid", ctypes.c_uint32),
+        ("pidfd", ctypes.c_uint32),
+        ("_", ctypes.c_uint32),
+    )
+
+
+class _IteratorOptions(ctypes.Structure):
+    """struct bpf_iter_attach_opts."""
+
+    _fields_ = (("size", ctypes.c_size_t), ("target", ctypes.c_void_p), ("target_bytes", ctypes.c_uint32))
 
 
 def _read(descriptor: int) -> bytes:
@@ -110,6 +187,7 @@ class Program:
         self._path = path
         self._object: int | None = None
         self._iterators: list[Iterator] = []
+        self._links: list[int] = []
         with self._told("opened"):
             self._object = self._library.calls.bpf_object__open_file(os.fsencode(path), None)
             if not self._object:
@@ -131,21 +209,52 @@ class Program:
     ) -> None:
         self.close()
 
-    def iterator(self, name: str) -> Iterator:
-        """Attach the iterator program of this name. Raises Unavailable."""
+    def iterator(self, name: str, pid: int | None = None) -> Iterator:
+        """Attach the iterator program of this name, for one process where `pid` is given (kernel 6.1).
+
+        Raises Unavailable.
+        """
+        options = None
+        if pid is not None:
+            target = _IteratorTarget(pid=pid)
+            options = ctypes.byref(
+                _IteratorOptions(ctypes.sizeof(_IteratorOptions), ctypes.addressof(target), ctypes.sizeof(target))
+            )
         with self._told("attached"):
             program = self._library.calls.bpf_object__find_program_by_name(self._object, name.encode("ascii"))
-            link = self._library.calls.bpf_program__attach_iter(program, None) if program else None
+            link = self._library.calls.bpf_program__attach_iter(program, options) if program else None
             if not link:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        self._iterators.append(Iterator(self._library, link, name))
+        self._iterators.append(Iterator(self._library, link, name, self._iterators.remove))
         return self._iterators[-1]
+
+    def attach_perf_event(self, name: str, descriptor: int) -> None:
+        """Run the program of this name at every sample of a perf event, which is libbpf's to close from here on.
+
+        Raises Unavailable; the descriptor is then still the caller's.
+        """
+        with self._told("attached"):
+            program = self._library.calls.bpf_object__find_program_by_name(self._object, name.encode("ascii"))
+            link = self._library.calls.bpf_program__attach_perf_event(program, descriptor) if program else None
+            if not link:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self._links.append(link)
+
+    def map(self, name: str) -> Map:
+        """Return the map of this name. Raises Unavailable."""
+        with self._told("asked for its maps"):
+            found = self._library.calls.bpf_object__find_map_by_name(self._object, name.encode("ascii"))
+            if not found:
+                raise OSError(errno.ENOENT, f"no map {name}")
+        return Map(self._library, found, name)
 
     def close(self) -> None:
         """Detach and unload everything; a second call does nothing."""
-        for iterator in self._iterators:
+        for iterator in self._iterators[:]:
             iterator.close()
-        self._iterators.clear()
+        for link in self._links:
+            self._library.calls.bpf_link__destroy(link)
+        self._links.clear()
         if self._object is not None:
             self._library.calls.bpf_object__close(self._object)
             self._object = None
