@@ -18,6 +18,10 @@ typedef __u16 __be16;
 typedef __u32 __be32;
 typedef __u32 __wsum;
 
+/* include/uapi/linux/bpf.h */
+#define BPF_MAP_TYPE_ARRAY 2
+#define BPF_F_MMAPABLE (1U << 10)
+
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
@@ -36,8 +40,18 @@ struct mm_struct___before_6_2 {
 	struct mm_rss_stat___before_6_2 rss_stat;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+typedef struct {
+	unsigned long pgd;
+} pgd_t;
+
 struct mm_struct {
 	struct percpu_counter rss_stat[4];
+	pgd_t *pgd;
+	atomic_t mm_users;
 };
 
 struct kernfs_node {

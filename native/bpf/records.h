@@ -27,4 +27,36 @@ struct task_record {
 	char comm[16];
 };
 
+/* One entry of a process's page tables that holds pages: 2 MiB of them in a table, or one huge page. */
+struct walk_record {
+	__u64 address; /* of the first page */
+	__u64 entry;   /* the entry itself, as the processor reads it */
+	__s32 table;   /* which of the copied tables it points to; -1: it is a huge page */
+	__u32 pages;   /* 4 KiB pages that it spans: 512, or 262,144 for a page of 1 GiB */
+};
+
+enum walk_status {
+	WALK_NOT_FOUND = 0, /* no such process, or none that this kernel shows to BPF */
+	WALK_NO_MEMORY = 1, /* a kernel thread, a zombie */
+	WALK_DONE = 2,
+	WALK_MORE = 3,      /* no room or time left: go on at `at` */
+	WALK_GONE = 4,      /* the memory was given up in the middle (exit, exec): what was copied is void */
+};
+
+/* What is asked, and what is answered in the same place. */
+struct walk_state {
+	__u64 base;   /* of the kernel's direct map of all memory */
+	__u64 at;     /* asked: where to begin; answered: where to go on */
+	__u64 end;    /* first address that is not asked for */
+	__u64 root;   /* answered: address of the top table, from which the base can be guessed */
+	__u32 pid;
+	__u32 levels; /* 4 or 5 */
+	__u32 status; /* enum walk_status */
+	__u32 record_count;
+	__u32 table_count;
+	__u32 torn_count;   /* tables that changed under the walk and were read again */
+	__u32 failed_count; /* reads that the kernel refused: a wrong base, or memory without a mapping */
+	__u32 reserved;
+};
+
 #endif

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from memsculpt.domain.observation import Observation
+from memsculpt.domain.pages import Cleared, Grain, Touches
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings
 from memsculpt.domain.workload import CgroupPath, Instance
@@ -84,6 +85,43 @@ class Pager(Protocol):
         The pages that `page_out` sent last come first. Raises as `page_out`.
         Source: process_vm_readv(2), one byte a page.
         """
+        ...
+
+
+class PageReader(Protocol):
+    """Tells which pages of one process were touched. Opened on the process, whatever becomes of its pid.
+
+    Ranges are address ranges (start, end); None is the whole address space. Every method raises Vanished when the
+    process has ended, and Unavailable where the kernel denies it.
+    """
+
+    source: str  # as `doctor` calls it
+    grain: Grain
+
+    def read(self, ranges: Sequence[tuple[int, int]] | None = None) -> Touches:
+        """Return what was touched since the last clear (before the first: since the pages came); changes nothing."""
+        ...
+
+    def clear(self, ranges: Sequence[tuple[int, int]] | None = None) -> Cleared:
+        """Begin a new interval for the ranges; with a source that cannot clear parts, for everything."""
+        ...
+
+    def close(self) -> None:
+        """Release every descriptor."""
+        ...
+
+
+class PageSource(Protocol):
+    """One way to learn of touched pages; holds what it needs in the kernel until it is closed."""
+
+    name: str
+
+    def open(self, process: Instance, block_bytes: int) -> PageReader:
+        """Open a process. Raises Vanished, Refused (a process without memory of its own), Unavailable."""
+        ...
+
+    def close(self) -> None:
+        """Release everything."""
         ...
 
 

@@ -96,6 +96,12 @@ def read_entries(descriptor: int, ranges: list[tuple[int, int]], flags: int) -> 
     return runs.joined(parts)
 
 
+def read_region(descriptor: int, address: int, pages: int) -> UInt64:
+    """Return the entries of `pages` pages from `address` on; zeros past the last address. Raises OSError."""
+    content = os.pread(descriptor, pages * ENTRY_BYTES, address // PAGE * ENTRY_BYTES)
+    return np.frombuffer(content.ljust(pages * ENTRY_BYTES, b"\0"), dtype=np.uint64)
+
+
 def touched_ranges(descriptor: int, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return what of `ranges` may hold pages: a reserved terabyte costs nothing. All of it on kernels that cannot tell.
 

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The best source of touched pages: page tables as the processor keeps them (bpf/pagewalk.py), every page of 4 KiB."""
+
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES, REGION_PAGES, Cleared, Grain, PageBits, Touches, count_bits
+from memsculpt.domain.workload import Instance
+from memsculpt.host import blocks
+from memsculpt.host.bpf.pagewalk import PageWalker, joined
+from memsculpt.host.linux import clear_accessed, pagemap
+from memsculpt.host.linux.clear_accessed import Clearing
+from memsculpt.host.linux.opened import OpenedProcess
+
+# A process may be kept from mapping memory for so long at once; where clear_refs would take longer, parts are cleared.
+HOLD_MOST_S = 0.05
+
+
+class WalkingSource:
+    """Opens processes on one walker."""
+
+    name = "bpf"
+
+    def __init__(self) -> None:
+        """Load the program. Raises Unavailable."""
+        self._walker = PageWalker()
+
+    def open(self, process: Instance, block_bytes: int = blocks.WORD_BYTES) -> "WalkingReader":
+        """Open a process; see the protocol."""
+        return WalkingReader(self._walker, OpenedProcess(process), block_bytes)
+
+    def close(self) -> None:
+        """Unload the program."""
+        self._walker.close()
+
+
+class WalkingReader:
+    """Reads and clears the accessed bits of one process. Fulfils host.protocol.PageReader."""
+
+    source, grain = "bpf", Grain.PAGE
+
+    def __init__(self, walker: PageWalker, opened: OpenedProcess, block_bytes: int) -> None:
+        blocks.check_block_bytes(block_bytes)
+        self._walker, self._opened, self._block_bytes = walker, opened, block_bytes
+        self._unknown: PageBits | None = None
+        self.bits: PageBits | None = None  # of the last read, page by page
+
+    def read(self, ranges: Sequence[tuple[int, int]] | None = None) -> Touches:
+        """Return what was touched since the last clear; see the protocol."""
+        with self._translated():
+            self.bits = self._walk(ranges)
+            mappings = self._opened.mappings()
+            return blocks.touches_from(self.bits, mappings, self._block_bytes, self._unknown)
+
+    def clear(self, ranges: Sequence[tuple[int, int]] | None = None, hold_most_s: float = HOLD_MOST_S) -> Cleared:
+        """Begin a new interval: at once where that is quick, in parts where it is not, or where parts are asked for."""
+        begin_s = time.perf_counter()
+        with self._translated():
+            resident_bytes = self._opened.resident_bytes()
+            foreseen_s = clear_accessed.foreseen_hold_s(resident_bytes)
+            if ranges is None and foreseen_s <= hold_most_s and not clear_accessed.keeps_soft_dirty():
+                done, method, note = clear_accessed.clear_whole(self._opened, resident_bytes), "clear_refs", ""
+                self._unknown = None
+            else:
+                done, note = self._clear_parts(ranges)
+                method = "MADV_COLD"
+        return Cleared(
+            method=method,
+            cleared_bytes=done.cleared_bytes,
+            longest_hold_s=done.longest_hold_s,
+            duration_s=time.perf_counter() - begin_s,
+            note=note,
+        )
+
+    def close(self) -> None:
+        """Release every descriptor."""
+        self._opened.close()
+
+    def _clear_parts(self, ranges: Sequence[tuple[int, int]] | None) -> tuple[Clearing, str]:
+        wanted = clear_accessed.ranges_within(self._opened.mappings(), ranges)
+        done = clear_accessed.clear_parts(self._opened, wanted)
+        after = self._walk(ranges)
+        stuck = self._stuck(after, done.refused)
+        self._unknown = stuck if ranges is None else _replaced(self._unknown, stuck, after)
+        count = int(count_bits(stuck.present).sum())
+        note = f"{count} pages are mapped by several processes, or locked: not known whether touched" if count else ""
+        return done, note
+
+    def _stuck(self, after: PageBits, refused: Sequence[tuple[int, int]]) -> PageBits:
+        """Return, as `present`, the pages whose accessed bit the clear did not reach.
+
+        A page that shows as accessed right after a clear was touched since, unless other processes map it as well.
+        """
+        left = np.flatnonzero(after.accessed.any(axis=1))
+        stuck = np.zeros((len(left), after.accessed.shape[1]), np.uint8)
+        for row, region in enumerate(left):
+            address = int(after.addresses[region])
+            entries = pagemap.read_region(self._opened.pagemap, address, REGION_PAGES)
+            is_shared = (entries & np.uint64(pagemap.EXCLUSIVE)) == 0
+            for start, end in refused:
+                low, high = (start - address) // PAGE_BYTES, (end - address) // PAGE_BYTES
+                if low < len(is_shared) and high > 0:
+                    is_shared[max(low, 0) : high] = True
+            stuck[row] = np.packbits(is_shared, bitorder="little") & after.accessed[region]
+        none = np.zeros_like(stuck)
+        return PageBits(
+            addresses=after.addresses[left],
+            is_huge=after.is_huge[left],
+            present=stuck,
+            accessed=none,
+            dirty=none.copy(),
+            swapped=none.copy(),
+        )
+
+    def _walk(self, ranges: Sequence[tuple[int, int]] | None) -> PageBits:
+        pid = self._opened.process.pid
+        if ranges is None:
+            return self._walker.walk(pid)
+        parts: list[PageBits] = []
+        at = 0
+        for start, end in sorted(ranges):  # two ranges may begin and end in one region, which must come once
+            begin = max(start // REGION_BYTES * REGION_BYTES, at)
+            at = -(-end // REGION_BYTES) * REGION_BYTES
+            if begin < at:
+                parts.append(self._walker.walk(pid, begin, at))
+        return joined(parts, is_complete=all(part.is_complete for part in parts))
+
+    @contextmanager
+    def _translated(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._opened.translated(error) from error
+
+
+def _replaced(before: PageBits | None, now: PageBits, looked_at: PageBits) -> PageBits:
+    """Return what is unknown after a part was cleared anew: of the regions looked at what is known now."""
+    if before is None:
+        return now
+    kept = ~np.isin(before.addresses, looked_at.addresses)
+    whole = joined([_chosen(before, np.flatnonzero(kept)), now], is_complete=True)
+    return _chosen(whole, np.argsort(whole.addresses, kind="stable"))
+
+
+def _chosen(bits: PageBits, rows: "np.ndarray[tuple[int], np.dtype[np.intp]]") -> PageBits:
+    return PageBits(
+        addresses=bits.addresses[rows],
+        is_huge=bits.is_huge[rows],
+        present=bits.present[rows],
+        accessed=bits.accessed[rows],
+        dirty=bits.dirty[rows],
+        swapped=bits.swapped[rows],
+    )
