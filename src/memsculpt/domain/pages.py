@@ -78,8 +78,9 @@ class Grain(StrEnum):
 class Touches:
     """Counts of pages since the last clear, shape (n_rows,), ascending by address, rows disjoint.
 
-    A row is a block, cut where its mapping ends; with a coarser source it is what that can tell apart. Rows in which
-    nothing is in memory or swapped are left out.
+    With a source that knows pages a row is a block of 64 KiB, cut where its mapping ends, and `touched_pages` says
+    which of its pages were touched, its first page in the lowest bit. With a coarser source a row is what that can tell
+    apart. Rows in which nothing is in memory or swapped are left out.
     """
 
     mappings: tuple[Mapping, ...]
@@ -93,6 +94,7 @@ class Touches:
     swapped: Int64
     unknown: Int64  # present, and not to be told whether touched
     is_huge: Bool
+    touched_pages: npt.NDArray[np.uint16] | None = None
     has_dirty: bool = True
     is_complete: bool = True
 

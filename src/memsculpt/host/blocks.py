@@ -8,27 +8,17 @@ from memsculpt.domain.arrays import Int64
 from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES, Bits, Grain, Mapping, PageBits, Touches
 
 WORD_PAGES = 16
-WORD_BYTES = WORD_PAGES * PAGE_BYTES  # 64 KiB: the smallest block
+WORD_BYTES = WORD_PAGES * PAGE_BYTES  # 64 KiB: a block
 WORDS_PER_REGION = REGION_BYTES // WORD_BYTES
 
 Words = npt.NDArray[np.uint16]
 
 
-def check_block_bytes(block_bytes: int) -> None:
-    """Raise ValueError where blocks of this size are not to be had."""
-    if block_bytes & (block_bytes - 1) or not WORD_BYTES <= block_bytes <= REGION_BYTES:
-        raise ValueError(f"a block is a power of two from {WORD_BYTES} to {REGION_BYTES} bytes, not {block_bytes}")
-
-
-def touches_from(
-    bits: PageBits, mappings: tuple[Mapping, ...], block_bytes: int = WORD_BYTES, unknown: PageBits | None = None
-) -> Touches:
+def touches_from(bits: PageBits, mappings: tuple[Mapping, ...], unknown: PageBits | None = None) -> Touches:
     """Return the counts. `mappings` ascend; what lies in none of them (it was unmapped meanwhile) is left out.
 
-    Pages that are `present` in `unknown` count as untouched, and are counted apart. Raises ValueError as
-    `check_block_bytes`.
+    Pages that are `present` in `unknown` count as untouched, and are counted apart.
     """
-    check_block_bytes(block_bytes)
     excluded = _aligned(unknown, bits.addresses) if unknown is not None else None
     doubtful = bits.accessed & excluded if excluded is not None else None
     touched = bits.accessed & ~excluded if excluded is not None else bits.accessed
@@ -48,12 +38,6 @@ def touches_from(
     begins = starts[rows] + _lowest(masks) * PAGE_BYTES
     ends = begins + np.bitwise_count(masks).astype(np.int64) * PAGE_BYTES
     is_huge = bits.is_huge[place // WORDS_PER_REGION]
-    if block_bytes > WORD_BYTES and len(begins):
-        blocks = begins // block_bytes
-        firsts = np.flatnonzero(np.diff(blocks, prepend=-1) | np.diff(index, prepend=-1))
-        lasts = np.append(firsts[1:], len(begins)) - 1
-        counts = [np.add.reduceat(count, firsts) for count in counts]
-        begins, ends, index, is_huge = begins[firsts], ends[lasts], index[firsts], is_huge[firsts]
     return Touches(
         mappings=mappings,
         grain=Grain.PAGE,
@@ -62,6 +46,7 @@ def touches_from(
         mapping_index=index,
         present=counts[0],
         touched=counts[1],
+        touched_pages=_moved(words[1], masks),
         dirty=counts[2],
         swapped=counts[3],
         unknown=counts[4] if doubtful is not None else np.zeros(len(begins), np.int64),
@@ -104,6 +89,11 @@ def _cut(starts: Int64, mappings: tuple[Mapping, ...]) -> tuple[Int64, Int64, Wo
     # Three ascending runs in one: a stable sort merges them, in some ns a row.
     order = np.argsort(row * (len(mappings) + 1) + index, kind="stable")
     return row[order], index[order], mask[order]
+
+
+def _moved(words: Words, masks: Words) -> Words:
+    """Return the words with the first page of the row as the lowest bit."""
+    return words >> _lowest(masks).astype(np.uint16)
 
 
 def _lowest(masks: Words) -> Int64:

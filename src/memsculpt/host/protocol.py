@@ -116,7 +116,7 @@ class PageSource(Protocol):
 
     name: str
 
-    def open(self, process: Instance, block_bytes: int) -> PageReader:
+    def open(self, process: Instance) -> PageReader:
         """Open a process. Raises Vanished, Refused (a process without memory of its own), Unavailable."""
         ...
 

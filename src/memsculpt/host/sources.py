@@ -74,3 +74,10 @@ def find_process(pid: int) -> Instance:
 
 def _all_problems(passed: Sequence[Passed]) -> str:
     return "; ".join(f"{one.name}: {one.problem}" for one in passed)
+
+
+def wait_for_end(process: Instance, timeout_s: float) -> bool:
+    """Wait; True as soon as the process has ended, False after `timeout_s`."""
+    from memsculpt.host.linux import opened
+
+    return opened.wait_for_end(process, timeout_s)

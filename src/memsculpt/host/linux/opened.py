@@ -3,6 +3,7 @@
 
 import mmap
 import os
+import select
 
 from memsculpt.domain.pages import Mapping
 from memsculpt.domain.workload import Instance
@@ -97,3 +98,17 @@ def find_instance(pid: int, proc: str = "/proc") -> Instance:
     if stat is None:
         raise Vanished(place=f"process {pid}")
     return Instance(pid=pid, start_ticks=stat.start_ticks)
+
+
+def wait_for_end(process: Instance, timeout_s: float) -> bool:
+    """Wait; True as soon as the process has ended, False after `timeout_s`. Raises OSError."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        return bool(poller.poll(max(0.0, timeout_s) * 1000.0))
+    finally:
+        os.close(descriptor)

@@ -28,9 +28,9 @@ class WalkingSource:
         """Load the program. Raises Unavailable."""
         self._walker = PageWalker()
 
-    def open(self, process: Instance, block_bytes: int = blocks.WORD_BYTES) -> "WalkingReader":
+    def open(self, process: Instance) -> "WalkingReader":
         """Open a process; see the protocol."""
-        return WalkingReader(self._walker, OpenedProcess(process), block_bytes)
+        return WalkingReader(self._walker, OpenedProcess(process))
 
     def close(self) -> None:
         """Unload the program."""
@@ -42,9 +42,8 @@ class WalkingReader:
 
     source, grain = "bpf", Grain.PAGE
 
-    def __init__(self, walker: PageWalker, opened: OpenedProcess, block_bytes: int) -> None:
-        blocks.check_block_bytes(block_bytes)
-        self._walker, self._opened, self._block_bytes = walker, opened, block_bytes
+    def __init__(self, walker: PageWalker, opened: OpenedProcess) -> None:
+        self._walker, self._opened = walker, opened
         self._unknown: PageBits | None = None
         self.bits: PageBits | None = None  # of the last read, page by page
 
@@ -53,7 +52,7 @@ class WalkingReader:
         with self._translated():
             self.bits = self._walk(ranges)
             mappings = self._opened.mappings()
-            return blocks.touches_from(self.bits, mappings, self._block_bytes, self._unknown)
+            return blocks.touches_from(self.bits, mappings, self._unknown)
 
     def clear(self, ranges: Sequence[tuple[int, int]] | None = None, hold_most_s: float = HOLD_MOST_S) -> Cleared:
         """Begin a new interval: at once where that is quick, in parts where it is not, or where parts are asked for."""

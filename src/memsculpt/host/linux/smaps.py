@@ -27,8 +27,8 @@ class SmapsSource:
 
     name = "smaps"
 
-    def open(self, process: Instance, block_bytes: int = 0) -> "SmapsReader":
-        """Open a process; see the protocol. The size of blocks is not this source's to choose."""
+    def open(self, process: Instance) -> "SmapsReader":
+        """Open a process; see the protocol."""
         return SmapsReader(OpenedProcess(process))
 
     def close(self) -> None:
