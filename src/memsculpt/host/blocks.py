@@ -19,7 +19,7 @@ def touches_from(bits: PageBits, mappings: tuple[Mapping, ...], unknown: PageBit
 
     Pages that are `present` in `unknown` count as untouched, and are counted apart.
     """
-    excluded = _aligned(unknown, bits.addresses) if unknown is not None else None
+    excluded = aligned(unknown.addresses, unknown.present, bits.addresses) if unknown is not None else None
     doubtful = bits.accessed & excluded if excluded is not None else None
     touched = bits.accessed & ~excluded if excluded is not None else bits.accessed
     columns = [bits.present, touched, bits.dirty, bits.swapped]
@@ -101,11 +101,11 @@ def _lowest(masks: Words) -> Int64:
     return np.bitwise_count((masks & -masks) - np.uint16(1)).astype(np.int64)
 
 
-def _aligned(bits: PageBits, addresses: Int64) -> Bits:
-    """Return the `present` bits of the regions at `addresses`, zeros where there are none."""
-    found = np.zeros((len(addresses), bits.present.shape[1]), np.uint8)
-    place = np.searchsorted(bits.addresses, addresses)
-    there = place < len(bits.addresses)
-    there[there] = bits.addresses[place[there]] == addresses[there]
-    found[there] = bits.present[place[there]]
+def aligned(addresses: Int64, bits: Bits, wanted: Int64) -> Bits:
+    """Return the bits of the regions at `wanted`, zeros where `addresses` has none of them. Both ascend."""
+    found = np.zeros((len(wanted), bits.shape[1]), np.uint8)
+    place = np.searchsorted(addresses, wanted)
+    there = place < len(addresses)
+    there[there] = addresses[place[there]] == wanted[there]
+    found[there] = bits[place[there]]
     return found

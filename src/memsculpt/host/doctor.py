@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from memsculpt.errors import Unavailable
 from memsculpt.host.protocol import Capability
@@ -47,6 +48,8 @@ class KernelFacts:
     init: str = ""  # comm of process 1
     has_btf: bool = False
     task_list: str = ""  # "" when our program runs in the kernel, else why not
+    page_source: str = ""  # the best source of touched pages
+    page_sources_passed: tuple[tuple[str, str, str], ...] = ()  # better ones: name, why not, fix
     has_ksm: bool = False
     move_charge: str = ""  # "" when the kernel still moves charges, else why not
     programs: Mapping[str, bool] = field(default_factory=dict[str, bool])  # by name: is it installed
@@ -89,6 +92,7 @@ def read_facts(proc: str = "/proc", sys: str = "/sys") -> KernelFacts:
         init=_text(Path(proc, "1/comm")).strip(),
         has_btf=Path(sys, "kernel/btf/vmlinux").exists(),
         task_list=_try_task_list(),
+        **_try_page_sources(),
         has_ksm=Path(sys, "kernel/mm/ksm/run").exists(),
         move_charge=_move_charge(v1),
         programs={name: shutil.which(name) is not None for name in ("redis-server", "qemu-system-x86_64")},
@@ -175,6 +179,7 @@ def capabilities_from(facts: KernelFacts) -> Mapping[str, Capability]:
             "none needed: /proc tells the same, more slowly; otherwise as root: apt install clang libbpf-dev, and the "
             "set-up again",
         ),
+        *_page_sources(facts),
         _yes_or("ksm", facts.has_ksm, "/sys/kernel/mm/ksm", "the kernel has no KSM", "CONFIG_KSM"),
         _tried_row(
             "move_charge", facts.move_charge, "memory.move_charge_at_immigrate", "none: a moved process's pages stay"
@@ -253,6 +258,38 @@ def _try_task_list() -> str:
     except Unavailable as error:
         return error.problem
     return ""
+
+
+def _try_page_sources() -> dict[str, Any]:
+    from memsculpt.host import sources  # late, for the same reason
+
+    try:
+        choice = sources.open_source()
+    except Unavailable as error:
+        return {"page_sources_passed": (("none", error.problem, error.fix),)}
+    choice.source.close()
+    return {
+        "page_source": choice.source.name,
+        "page_sources_passed": tuple((one.name, one.problem, one.fix) for one in choice.passed),
+    }
+
+
+def _page_sources(facts: KernelFacts) -> tuple[Capability, ...]:
+    """Return whether pages can be told apart, and which source tells of them now and which would be better."""
+    passed = "; ".join(f"{name}: {problem}" for name, problem, _ in facts.page_sources_passed)
+    fixes = "; ".join(fix for _, _, fix in facts.page_sources_passed)
+    walks = facts.page_source == "bpf"
+    better = f"; better, but not here: {passed}" if passed else ""
+    return (
+        _yes_or("page_walk", walks, "a BPF program reads page tables", passed or "not tried", fixes),
+        _yes_or(
+            "page_access",
+            facts.page_source != "",
+            f"{facts.page_source}{better}",
+            passed or "not tried",
+            fixes or "run as root",
+        ),
+    )
 
 
 def _try_page_out() -> None:

@@ -98,6 +98,13 @@ class PageReader(Protocol):
     source: str  # as `doctor` calls it
     grain: Grain
 
+    def look(self, ranges: Sequence[tuple[int, int]] | None = None) -> None:
+        """Take note of what has been touched so far, for the next `read`: others clear accessed bits, too.
+
+        DAMON and the kernel's reclaim do, and without a flush. The more often is looked, the less they hide.
+        """
+        ...
+
     def read(self, ranges: Sequence[tuple[int, int]] | None = None) -> Touches:
         """Return what was touched since the last clear (before the first: since the pages came); changes nothing."""
         ...

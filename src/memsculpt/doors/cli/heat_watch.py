@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from memsculpt.domain.arrays import Int64
 from memsculpt.domain.pages import Cleared, Touches
+from memsculpt.domain.workload import Instance
 from memsculpt.errors import MemsculptError, Refused, Unavailable, Vanished
 from memsculpt.host import sources
 from memsculpt.host.protocol import PageReader
@@ -25,6 +26,9 @@ from memsculpt.profile import heat
 # share of the time.
 LOOK_S = 1.0
 LOOKING_RATIO = 0.02
+# In between, bits are noted so that nobody else who clears them (DAMON, reclaim) hides what was touched.
+FIRST_LOOK_S = 0.002
+SHORT_LOOK_S = 0.02
 # Frames, which make the program set its bits anew, come no more often than this share of the time pays for.
 FRAMES_RATIO = 0.1
 
@@ -87,7 +91,7 @@ def record(
                     next_s = min(next_s + pace_s, begin_s + for_s)
                     if next_s > begin_s + for_s - 0.3 * pace_s:
                         next_s = begin_s + for_s  # the last one is no stump
-                    if sources.wait_for_end(process, next_s - time.monotonic()):
+                    if _wait(reader, process, next_s):
                         recording.ended = "the process ended"
                         break
                     looked_s = time.monotonic()
@@ -110,6 +114,20 @@ def record(
     if recording.touches is None:
         raise Vanished(place=f"process {pid}")
     return recording
+
+
+def _wait(reader: PageReader, process: Instance, until_s: float) -> bool:
+    """Wait, and look now and then, soon at first; True when the process has ended."""
+    pause_s = FIRST_LOOK_S
+    while (left_s := until_s - time.monotonic()) > 0.0:
+        if sources.wait_for_end(process, min(left_s, pause_s)):
+            return True
+        if left_s > pause_s:
+            looked_s = time.monotonic()
+            reader.look()
+            least_s = max(SHORT_LOOK_S, (time.monotonic() - looked_s) / LOOKING_RATIO)
+            pause_s = max(least_s, min(pause_s * 2.0, LOOK_S / 10.0))
+    return False
 
 
 def _look(

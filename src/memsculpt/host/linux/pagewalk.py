@@ -4,6 +4,7 @@
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,14 +46,20 @@ class WalkingReader:
     def __init__(self, walker: PageWalker, opened: OpenedProcess) -> None:
         self._walker, self._opened = walker, opened
         self._unknown: PageBits | None = None
+        self._seen: PageBits | None = None  # as `accessed`: touched since the last clear
         self.bits: PageBits | None = None  # of the last read, page by page
 
     def read(self, ranges: Sequence[tuple[int, int]] | None = None) -> Touches:
         """Return what was touched since the last clear; see the protocol."""
         with self._translated():
-            self.bits = self._walk(ranges)
+            self.bits = self._noted(ranges)
             mappings = self._opened.mappings()
             return blocks.touches_from(self.bits, mappings, self._unknown)
+
+    def look(self, ranges: Sequence[tuple[int, int]] | None = None) -> None:
+        """Take note of what has been touched so far; see the protocol. Costs the walk alone."""
+        with self._translated():
+            self._noted(ranges)
 
     def clear(self, ranges: Sequence[tuple[int, int]] | None = None, hold_most_s: float = HOLD_MOST_S) -> Cleared:
         """Begin a new interval: at once where that is quick, in parts where it is not, or where parts are asked for."""
@@ -62,7 +69,7 @@ class WalkingReader:
             foreseen_s = clear_accessed.foreseen_hold_s(resident_bytes)
             if ranges is None and foreseen_s <= hold_most_s and not clear_accessed.keeps_soft_dirty():
                 done, method, note = clear_accessed.clear_whole(self._opened, resident_bytes), "clear_refs", ""
-                self._unknown = None
+                self._unknown = self._seen = None
             else:
                 done, note = self._clear_parts(ranges)
                 method = "MADV_COLD"
@@ -83,6 +90,7 @@ class WalkingReader:
         done = clear_accessed.clear_parts(self._opened, wanted)
         after = self._walk(ranges)
         stuck = self._stuck(after, done.refused)
+        self._seen = None if ranges is None or self._seen is None else _without(self._seen, after)
         self._unknown = stuck if ranges is None else _replaced(self._unknown, stuck, after)
         count = int(count_bits(stuck.present).sum())
         note = f"{count} pages are mapped by several processes, or locked: not known whether touched" if count else ""
@@ -114,6 +122,15 @@ class WalkingReader:
             swapped=none.copy(),
         )
 
+    def _noted(self, ranges: Sequence[tuple[int, int]] | None) -> PageBits:
+        """Walk, and return the bits with those of earlier looks among them."""
+        bits = self._walk(ranges)
+        if self._seen is not None and len(self._seen.addresses):
+            before = blocks.aligned(self._seen.addresses, self._seen.accessed, bits.addresses)
+            bits = replace(bits, accessed=(bits.accessed | before) & bits.present)
+        self._seen = bits if ranges is None or self._seen is None else _replaced(self._seen, bits, bits)
+        return bits
+
     def _walk(self, ranges: Sequence[tuple[int, int]] | None) -> PageBits:
         pid = self._opened.process.pid
         if ranges is None:
@@ -139,9 +156,12 @@ def _replaced(before: PageBits | None, now: PageBits, looked_at: PageBits) -> Pa
     """Return what is unknown after a part was cleared anew: of the regions looked at what is known now."""
     if before is None:
         return now
-    kept = ~np.isin(before.addresses, looked_at.addresses)
-    whole = joined([_chosen(before, np.flatnonzero(kept)), now], is_complete=True)
+    whole = joined([_without(before, looked_at), now], is_complete=True)
     return _chosen(whole, np.argsort(whole.addresses, kind="stable"))
+
+
+def _without(bits: PageBits, looked_at: PageBits) -> PageBits:
+    return _chosen(bits, np.flatnonzero(~np.isin(bits.addresses, looked_at.addresses)))
 
 
 def _chosen(bits: PageBits, rows: "np.ndarray[tuple[int], np.dtype[np.intp]]") -> PageBits:

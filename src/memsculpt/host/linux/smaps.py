@@ -43,6 +43,9 @@ class SmapsReader:
     def __init__(self, opened: OpenedProcess) -> None:
         self._opened = opened
 
+    def look(self, ranges: Sequence[tuple[int, int]] | None = None) -> None:
+        """Do nothing: the kernel counts pages as referenced whose bits others have cleared."""
+
     def read(self, ranges: Sequence[tuple[int, int]] | None = None) -> Touches:
         """Return the counts of every mapping that lies in `ranges`, as a whole; see the protocol."""
         with self._translated():
