@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from memsculpt.errors import Unavailable
 from memsculpt.host.protocol import Capability
@@ -48,8 +47,9 @@ class KernelFacts:
     init: str = ""  # comm of process 1
     has_btf: bool = False
     task_list: str = ""  # "" when our program runs in the kernel, else why not
-    page_source: str = ""  # the best source of touched pages
-    page_sources_passed: tuple[tuple[str, str, str], ...] = ()  # better ones: name, why not, fix
+    page_walk: str = ""  # "" when our program can read page tables, else why not
+    has_damon: bool = False  # monitoring of virtual addresses, and nobody uses it
+    has_page_idle: bool = False
     has_ksm: bool = False
     move_charge: str = ""  # "" when the kernel still moves charges, else why not
     programs: Mapping[str, bool] = field(default_factory=dict[str, bool])  # by name: is it installed
@@ -92,7 +92,9 @@ def read_facts(proc: str = "/proc", sys: str = "/sys") -> KernelFacts:
         init=_text(Path(proc, "1/comm")).strip(),
         has_btf=Path(sys, "kernel/btf/vmlinux").exists(),
         task_list=_try_task_list(),
-        **_try_page_sources(),
+        page_walk=_try_page_walk(),
+        has_damon=_has_damon(Path(sys)),
+        has_page_idle=Path(sys, "kernel/mm/page_idle/bitmap").exists(),
         has_ksm=Path(sys, "kernel/mm/ksm/run").exists(),
         move_charge=_move_charge(v1),
         programs={name: shutil.which(name) is not None for name in ("redis-server", "qemu-system-x86_64")},
@@ -179,7 +181,13 @@ def capabilities_from(facts: KernelFacts) -> Mapping[str, Capability]:
             "none needed: /proc tells the same, more slowly; otherwise as root: apt install clang libbpf-dev, and the "
             "set-up again",
         ),
-        *_page_sources(facts),
+        _tried_row(
+            "page_walk",
+            facts.page_walk,
+            "a BPF program reads page tables",
+            "as root: apt install clang libbpf-dev, and the set-up again; kernel 5.17 with BTF",
+        ),
+        _page_access(facts),
         _yes_or("ksm", facts.has_ksm, "/sys/kernel/mm/ksm", "the kernel has no KSM", "CONFIG_KSM"),
         _tried_row(
             "move_charge", facts.move_charge, "memory.move_charge_at_immigrate", "none: a moved process's pages stay"
@@ -260,35 +268,38 @@ def _try_task_list() -> str:
     return ""
 
 
-def _try_page_sources() -> dict[str, Any]:
-    from memsculpt.host import sources  # late, for the same reason
+def _try_page_walk() -> str:
+    from memsculpt.host.bpf.pagewalk import PageWalker  # late, for the same reason
 
     try:
-        choice = sources.open_source()
+        PageWalker().close()
     except Unavailable as error:
-        return {"page_sources_passed": (("none", error.problem, error.fix),)}
-    choice.source.close()
-    return {
-        "page_source": choice.source.name,
-        "page_sources_passed": tuple((one.name, one.problem, one.fix) for one in choice.passed),
-    }
+        return f"{error.place} {error.problem}"
+    return ""
 
 
-def _page_sources(facts: KernelFacts) -> tuple[Capability, ...]:
-    """Return whether pages can be told apart, and which source tells of them now and which would be better."""
-    passed = "; ".join(f"{name}: {problem}" for name, problem, _ in facts.page_sources_passed)
-    fixes = "; ".join(fix for _, _, fix in facts.page_sources_passed)
-    walks = facts.page_source == "bpf"
-    better = f"; better, but not here: {passed}" if passed else ""
-    return (
-        _yes_or("page_walk", walks, "a BPF program reads page tables", passed or "not tried", fixes),
-        _yes_or(
-            "page_access",
-            facts.page_source != "",
-            f"{facts.page_source}{better}",
-            passed or "not tried",
-            fixes or "run as root",
-        ),
+def _has_damon(sys: Path) -> bool:
+    """Tell by reading alone: a monitor that somebody runs is not to be disturbed."""
+    admin = sys / "kernel/mm/damon/admin/kdamonds"
+    return _text(admin / "nr_kdamonds").strip() == "0"
+
+
+def _page_access(facts: KernelFacts) -> Capability:
+    """Return which source tells of touched pages (host/sources.py chooses in this order), and what would be better."""
+    ways = (
+        (not facts.page_walk, "bpf: every page, from the page tables", f"bpf: {facts.page_walk}"),
+        (facts.has_damon, "damon: sampled regions", "damon: absent, or in use by somebody else"),
+        (facts.has_page_idle, "page_idle: every page, slowly", "page_idle: CONFIG_IDLE_PAGE_TRACKING is not set"),
+        (facts.has_clear_refs, "smaps: counts by mapping", "clear_refs: CONFIG_PROC_PAGE_MONITOR is not set"),
+    )
+    missing: list[str] = []
+    for works, what, why_not in ways:
+        if works:
+            better = f" (better, but not here: {'; '.join(missing)})" if missing else ""
+            return Capability(name="page_access", available=True, reason=what + better)
+        missing.append(why_not)
+    return Capability(
+        name="page_access", available=False, reason="; ".join(missing), fix="CONFIG_PROC_PAGE_MONITOR, or run as root"
     )
 
 

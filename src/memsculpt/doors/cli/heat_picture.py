@@ -21,7 +21,7 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 
 if TYPE_CHECKING:
-    from memsculpt.doors.cli.heat_watch import Recording
+    from memsculpt.doors.cli.heat_recording import Recording
 
 BINS = 600
 MODULES_SHOWN = 8
@@ -120,11 +120,11 @@ def _modules(axes: Any, recording: "Recording", times: list[float]) -> None:
         for name in largest
     ]
     axes.stackplot(
-        times[1:],
-        *heights,
+        times,
+        *([height[0], *height] for height in heights),
         labels=[words.shortened(name, 40) for name in largest],
         step="pre" if len(times) > 2 else None,
     )
     axes.set_xlabel("time [s]")
     axes.set_ylabel("touched per look [MiB]")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=4, fontsize=8, frameon=False)

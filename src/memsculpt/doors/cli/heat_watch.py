@@ -8,15 +8,13 @@ touched between the read and the clear of a frame (a millisecond or so per GiB) 
 import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from memsculpt.domain.arrays import Int64
-from memsculpt.domain.pages import Cleared, Touches
+from memsculpt.domain.pages import Touches
 from memsculpt.domain.workload import Instance
+from memsculpt.doors.cli.heat_recording import Frame, Recording
 from memsculpt.errors import MemsculptError, Refused, Unavailable, Vanished
 from memsculpt.host import sources
 from memsculpt.host.protocol import PageReader
@@ -31,33 +29,6 @@ FIRST_LOOK_S = 0.002
 SHORT_LOOK_S = 0.02
 # Frames, which make the program set its bits anew, come no more often than this share of the time pays for.
 FRAMES_RATIO = 0.1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Frame:
-    """One look: touched pages by row since the frame before."""
-
-    at_s: float  # since the beginning
-    starts: Int64
-    touched: npt.NDArray[np.uint16]
-    modules: tuple[heat.ModuleTouches, ...]
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Recording:
-    """What was seen."""
-
-    pid: int
-    source: str
-    grain: str
-    interval_s: float = 0.0
-    touches: Touches | None = None  # of the whole time
-    latest: Touches | None = None  # of the last frame
-    state: heat.HeatState | None = None
-    cleared: Cleared
-    frames: list[Frame] = field(default_factory=list[Frame])
-    ended: str = ""  # why it was shorter than asked
-    better: tuple[sources.Passed, ...] = ()
 
 
 def record(

@@ -14,7 +14,7 @@ from memsculpt.doors import words
 from memsculpt.profile import heat
 
 if TYPE_CHECKING:
-    from memsculpt.doors.cli.heat_watch import Frame, Recording
+    from memsculpt.doors.cli.heat_recording import Frame, Recording
 
 SHADES = " .:-=+*#%@"
 COLOURS = (236, 17, 18, 54, 90, 126, 162, 196, 208, 226)  # of a terminal's 256, dark to bright
