@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from memsculpt import act, forecast, learn, plan, profile
 from memsculpt.domain.forecast import Forecasts
+from memsculpt.domain.heat import WorkloadHeat
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Applied, Status
 from memsculpt.domain.plan import Abilities, CreateCgroup, Grant, Plan, Request
@@ -56,15 +57,21 @@ class _Asked:
 class Agent:
     """The flow on one host. Used by one thread, but for `report` and `ask`.
 
-    `on_tick` is called with the host's time after every tick that did not fail: the lease is renewed there.
+    `on_tick` is called with the host's time after every tick that did not fail: the lease is renewed there. With
+    `looks_beside` a thread looks at pages between the ticks; without, each tick does it itself, as in simulated time.
     """
 
-    def __init__(self, *, host: Host, settings: Settings, journal: act.Journal | None = None) -> None:
+    def __init__(
+        self, *, host: Host, settings: Settings, journal: act.Journal | None = None, looks_beside: bool = False
+    ) -> None:
         self._host = host
         self._settings = settings
         self._journal = journal
         self._ids = act.ActionIds()
         self._profile_state = profile.ProfileState()
+        self._sensing = profile.SensingState()
+        self._sensor = act.Sensor(host, settings.interval_s if looks_beside else 0.0)
+        self._touch_cost_s: float | None = None
         self._forecaster = forecast.Forecaster()
         self._planner = plan.PlannerState(abilities=_abilities_of(host))
         self._learner = learn.Learner()
@@ -113,6 +120,7 @@ class Agent:
         observation = self._host.observe()
         self._profile_state, profiles = profile.update(self._profile_state, observation, settings)
         self._forecaster, forecasts = forecast.step(self._forecaster, profiles, settings.forecast)
+        warmth = self._sense(observation, profiles)
         answered = self._answer(observation, profiles, forecasts)
         self._planner, chosen = plan.choose(
             self._planner, observation, profiles, forecasts, self._corrections, settings
@@ -123,7 +131,7 @@ class Agent:
             asked.answer.set_result(grant)
         self._answering.clear()
         self._learner, self._corrections = learn.step(self._learner, observation, profiles, forecasts, applied)
-        self._publish(observation, profiles, forecasts, chosen, applied)
+        self._publish(observation, profiles, forecasts, chosen, applied, warmth)
         return Tick(
             number=self.report.tick_count,
             observation=observation,
@@ -150,6 +158,7 @@ class Agent:
 
     def close(self) -> "act.RestoreReport | None":
         """Undo everything that was changed; the host itself stays open."""
+        self._sensor.close()
         while self._asked:
             asked = self._asked.popleft()
             if asked.answer.set_running_or_notify_cancel():
@@ -201,6 +210,28 @@ class Agent:
             answered.append((asked, grant))
         return answered
 
+    def _sense(self, observation: Observation, profiles: Profiles) -> WorkloadHeat | None:
+        """Look at the pages of the partitions' processes, as far as the budget goes; None where it is switched off."""
+        settings = self._settings.sense
+        if settings.budget_ratio <= 0.0 or not self._settings.partitions:
+            return None
+        if self._touch_cost_s is None:
+            self._touch_cost_s = self._host.touch_cost_s()
+        if self._sensor.is_busy:
+            return self.report.heat
+        self._sensing = profile.absorb_looks(self._sensing, self._sensor.collect(), touch_cost_s=self._touch_cost_s)
+        rest_ratio = max(0.0, self.report.agent.cpu_share - self._sensor.used_ratio(observation.time_s))
+        self._sensing, tasks = profile.choose_looks(
+            self._sensing,
+            observation,
+            profiles,
+            settings,
+            touch_cost_s=self._touch_cost_s,
+            agent_ratio=rest_ratio,
+        )
+        self._sensor.start(tasks)
+        return profile.summarize_heat(self._sensing, source=self._sensor.source, now_s=observation.time_s)
+
     def _watch_created(self, applied: tuple[Applied, ...]) -> None:
         """Have the host observe partitions that were made for requests, too, once their cgroups are there."""
         self._made |= {
@@ -238,6 +269,7 @@ class Agent:
         forecasts: Forecasts,
         chosen: Plan,
         applied: tuple[Applied, ...],
+        warmth: WorkloadHeat | None,
     ) -> None:
         self._recent.extend(applied)
         self._counts.update(done.status.value for done in applied)
@@ -249,6 +281,7 @@ class Agent:
             agent=self._self_use.measure(observation),
             observation=observation,
             profiles=profiles,
+            heat=warmth,
             forecasts=forecasts,
             plan=chosen,
             planned=applied,

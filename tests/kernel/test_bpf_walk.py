@@ -356,8 +356,10 @@ def test_nothing_is_left_behind_after_many_looks(program):
 
 def test_the_walker_finds_frames_as_pagemap_does():
     walker = PageWalker()
+    attached = walker.attach(os.getpid())
     with own_pages() as pages:
-        assert [walker.frame_of(os.getpid(), address) for address in pages] == list(pages.values())
+        assert [attached.frame_of(address) for address in pages] == list(pages.values())
+    attached.close()
     walker.close()
 
 

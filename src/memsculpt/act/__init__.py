@@ -7,6 +7,7 @@ from memsculpt.act.journal import Journal
 from memsculpt.act.lease import Lease, lease_for, restore_command
 from memsculpt.act.ownership import MACHINE_LOCK
 from memsculpt.act.restore import Outcome, Restored, RestoreReport, restore
+from memsculpt.act.sense import Sensor
 
 __all__ = [
     "MACHINE_LOCK",
@@ -17,6 +18,7 @@ __all__ = [
     "Outcome",
     "RestoreReport",
     "Restored",
+    "Sensor",
     "apply",
     "lease_for",
     "rehearse",

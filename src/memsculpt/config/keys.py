@@ -35,6 +35,11 @@ OBSERVE = {
     "detail_interval": Key("detail_interval_s", values.duration(0.1, 3600.0)),
 }
 
+SENSE = {
+    "budget": Key("budget_ratio", values.ratio(0.0, 0.5)),
+    "interval": Key("interval_s", values.duration(1.0, 3600.0)),
+}
+
 FORECAST = {
     "levels": Key("levels", values.rising(values.ratio(0.001, 0.9999), '["50%", "90%", "99%"]', most=32)),
     "horizons": Key("horizons_s", values.rising(values.duration(0.1, 3600.0), '["3s", "10s", "1min"]', most=8)),
@@ -76,4 +81,4 @@ MATCH = {
     "label": Key("label", values.text('"batch"')),
 }
 
-SECTIONS = {"agent": AGENT, "observe": OBSERVE, "forecast": FORECAST, "plan": PLAN}
+SECTIONS = {"agent": AGENT, "observe": OBSERVE, "sense": SENSE, "forecast": FORECAST, "plan": PLAN}

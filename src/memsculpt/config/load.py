@@ -12,7 +12,14 @@ from memsculpt.config import checks, keys
 from memsculpt.config.keys import Key
 from memsculpt.config.toml_lines import KeyPath, locate
 from memsculpt.config.values import Wrong, show
-from memsculpt.domain.settings import ForecastSettings, ObserveSettings, PartitionSettings, PlanSettings, Settings
+from memsculpt.domain.settings import (
+    ForecastSettings,
+    ObserveSettings,
+    PartitionSettings,
+    PlanSettings,
+    SenseSettings,
+    Settings,
+)
 from memsculpt.domain.workload import Match
 from memsculpt.errors import ConfigError
 
@@ -133,6 +140,7 @@ class _Reading:
         whole = Settings(
             **agent,
             observe=ObserveSettings(**self.section("observe")),
+            sense=SenseSettings(**self.section("sense")),
             forecast=ForecastSettings(**self.section("forecast")),
             plan=PlanSettings(**self.section("plan")),
         )

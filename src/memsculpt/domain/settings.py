@@ -60,6 +60,14 @@ class ObserveSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SenseSettings:
+    """How much may be spent on finding out which pages of the partitions' processes are touched."""
+
+    budget_ratio: float = 0.01  # of one processor, whoever pays: the agent, or the program that is looked at; 0: off
+    interval_s: float = 10.0  # the same memory is cleared no more often; less often where the budget does not reach
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForecastSettings:
     """What is forecast: quantiles of the peak need over each horizon."""
 
@@ -98,6 +106,7 @@ class Settings:
     state: str = "/var/lib/memsculpt"
     listen: str | None = None  # where REST can be read on loopback besides the socket; None: as the door chooses
     observe: ObserveSettings = ObserveSettings()
+    sense: SenseSettings = SenseSettings()
     forecast: ForecastSettings = ForecastSettings()
     plan: PlanSettings = PlanSettings()
     partitions: tuple[PartitionSettings, ...] = ()

@@ -16,9 +16,10 @@ _PR_SET_MEMORY_MERGE = 67  # include/uapi/linux/prctl.h, since 6.4
 
 def open_host(settings: Settings) -> Host:
     """Return the host that this machine is."""
+    from memsculpt.host import sources
     from memsculpt.host.linux import LinuxHost
 
-    return LinuxHost(settings)
+    return LinuxHost(settings, lambda: sources.open_source().source)
 
 
 def own_instance() -> Instance:

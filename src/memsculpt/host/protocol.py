@@ -5,7 +5,7 @@ A host says what it can do (`capabilities`); the planner is told, it does not fi
 Every method may raise Vanished; the rest is said at each one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,6 +113,14 @@ class PageReader(Protocol):
         """Begin a new interval for the ranges; with a source that cannot clear parts, for everything."""
         ...
 
+    def turn(self, start: int, end: int, pause: Callable[[float], None]) -> Touches:
+        """Read and clear [start, end), in small parts where the source can, so that few accesses are slower at once.
+
+        `pause` is called between parts, with the share of the way that is done. A process of which no part can be
+        cleared alone is cleared whole.
+        """
+        ...
+
     def close(self) -> None:
         """Release every descriptor."""
         ...
@@ -129,6 +137,21 @@ class PageSource(Protocol):
 
     def close(self) -> None:
         """Release everything."""
+        ...
+
+
+class Looker(Protocol):
+    """Opens processes for a look at their pages."""
+
+    def open_pages(self, process: Instance) -> PageReader:
+        """Open a process on the best source there is. Raises as PageSource.open; Unavailable where there is no source.
+
+        The caller closes it before the host.
+        """
+        ...
+
+    def touch_cost_s(self) -> float:
+        """Return what a program pays for the first touch of a page after a clear, in seconds, as measured here."""
         ...
 
 
@@ -182,7 +205,7 @@ class Grouper(Protocol):
         ...
 
 
-class Host(Clock, Observer, Pager, Limiter, Grouper, Protocol):
+class Host(Clock, Observer, Looker, Pager, Limiter, Grouper, Protocol):
     """All of them: what the agent runs on."""
 
     name: str  # "linux", "simulated"

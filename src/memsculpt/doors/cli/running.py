@@ -69,7 +69,7 @@ def run(wanted: Wanted) -> int:
             for line in report_lines(report_view(undone)):
                 tell(f"  {line}")
         places.make_private(places.Path(settings.socket).parent)  # not before it is known that we may run
-        agent = Agent(host=host, settings=settings, journal=journal)
+        agent = Agent(host=host, settings=settings, journal=journal, looks_beside=True)
         api = ApiServer(agent, socket_path=settings.socket, addresses=addresses)
         listening = api.start()
         stack.callback(api.stop)

@@ -15,7 +15,7 @@ import mmap
 import os
 import platform
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,58 +105,42 @@ class PageWalker:
             memory.close()
         self._closing.clear()
 
-    def walk(self, pid: int, start: int = 0, end: int | None = None) -> PageBits:
-        """Return what the tables say of the pages in [start, end), widened to regions of 2 MiB.
+    def attach(self, pid: int) -> "AttachedWalker":
+        """Return what walks one process, until it is closed. Raises Unavailable."""
+        if self._all is None:
+            try:
+                return AttachedWalker(self, pid, self._program.iterator("walk_pages", pid), is_own=True)
+            except Unavailable:  # before 6.1 all are listed, and the program looks for the one
+                self._all = self._program.iterator("walk_pages")
+        return AttachedWalker(self, pid, self._all, is_own=False)
 
-        Incomplete where the process ended meanwhile or changed faster than it could be read. Raises Vanished where
-        there is no such process or it has no memory (a kernel thread, a zombie), Unavailable where the kernel hides it.
-        Cost: some 0.7 ms per GiB of small pages (bench sense).
-        """
+    def walk(self, iterator: Iterator, pid: int, start: int = 0, end: int | None = None) -> PageBits:
+        """Return what the tables say of the pages in [start, end); see AttachedWalker."""
         begin = start // REGION_BYTES * REGION_BYTES
         end = USER_END[self._levels] if end is None else min(end, USER_END[self._levels])
         parts: list[PageBits] = []
         is_complete = True
-        with self._attached(pid) as iterator:
-            at = begin
-            while at < end:
-                status, at = self._step(iterator, pid, at, end)
-                if status in {NOT_FOUND, NO_MEMORY}:
-                    if not parts:
-                        raise Vanished(place=f"process {pid}")
-                    is_complete = False
-                    break
-                if status == GONE:
-                    is_complete = False
-                    break
-                is_complete = is_complete and not int(self._state["failed_count"][0])
-                parts.append(decode(self._copied_records(), self._tables))
-                if status == DONE:
-                    break
+        at = begin
+        while at < end:
+            status, at = self._step(iterator, pid, at, end)
+            if status in {NOT_FOUND, NO_MEMORY}:
+                if not parts:
+                    raise Vanished(place=f"process {pid}")
+                is_complete = False
+                break
+            if status == GONE:
+                is_complete = False
+                break
+            is_complete = is_complete and not int(self._state["failed_count"][0])
+            parts.append(decode(self._copied_records(), self._tables))
+            if status == DONE:
+                break
         return joined(parts, is_complete=is_complete)
 
-    def frame_of(self, pid: int, address: int) -> int | None:
-        """Return the frame number of one small page, None where it is not present. Raises as `walk`."""
-        with self._attached(pid) as iterator:
-            status, _ = self._step(iterator, pid, address // REGION_BYTES * REGION_BYTES, address + 1)
-        if status not in {DONE, MORE}:
-            raise Vanished(place=f"process {pid}")
+    def frame_of(self, iterator: Iterator, pid: int, address: int) -> int | None:
+        """Return the frame number of one small page, None where it is not present."""
+        self._step(iterator, pid, address // REGION_BYTES * REGION_BYTES, address + 1)
         return self._frame(address)
-
-    @contextmanager
-    def _attached(self, pid: int) -> Generator[Iterator]:
-        """Attach for one process; on kernels before 6.1 to the list of all, in which the program looks for it."""
-        if self._all is None:
-            try:
-                iterator = self._program.iterator("walk_pages", pid)
-            except Unavailable:
-                self._all = self._program.iterator("walk_pages")
-            else:
-                try:
-                    yield iterator
-                finally:
-                    iterator.close()
-                return
-        yield self._all
 
     def _step(self, iterator: Iterator, pid: int, at: int, end: int) -> tuple[int, int]:
         state = self._state[0]
@@ -185,7 +169,8 @@ class PageWalker:
 
     def _find_base(self) -> tuple[int, int]:
         pid = os.getpid()
-        with own_pages() as pages, self._attached(pid) as iterator:
+        with own_pages() as pages, closing(self.attach(pid)) as attached:
+            iterator = attached.iterator
             for levels in (4, 5):
                 self._base, self._levels = 0, levels
                 first = next(iter(pages))
@@ -210,6 +195,31 @@ class PageWalker:
     def _leads_to(self, iterator: Iterator, pid: int, address: int, frame: int) -> bool:
         self._step(iterator, pid, address // REGION_BYTES * REGION_BYTES, address + 1)
         return self._frame(address) == frame
+
+
+class AttachedWalker:
+    """A walker on one process; holds a link in the kernel until it is closed."""
+
+    def __init__(self, walker: PageWalker, pid: int, iterator: Iterator, *, is_own: bool) -> None:
+        self._walker, self._pid, self.iterator, self._is_own = walker, pid, iterator, is_own
+
+    def walk(self, start: int = 0, end: int | None = None) -> PageBits:
+        """Return what the tables say of the pages in [start, end), widened to regions of 2 MiB.
+
+        Incomplete where the process ended meanwhile or changed faster than it could be read. Raises Vanished where
+        there is no such process or it has no memory (a kernel thread, a zombie), or the kernel hides it.
+        Cost: some 0.7 ms per GiB of small pages (bench sense).
+        """
+        return self._walker.walk(self.iterator, self._pid, start, end)
+
+    def frame_of(self, address: int) -> int | None:
+        """Return the frame number of one small page, None where it is not present. Raises OSError."""
+        return self._walker.frame_of(self.iterator, self._pid, address)
+
+    def close(self) -> None:
+        """Give the link back."""
+        if self._is_own:
+            self.iterator.close()
 
 
 def decode(records: npt.NDArray[np.void], tables: Tables) -> PageBits:

@@ -88,6 +88,26 @@ def clear_parts(opened: OpenedProcess, ranges: Sequence[tuple[int, int]]) -> Cle
     return Clearing(cleared_bytes=done, longest_hold_s=longest_s, refused=tuple(refused))
 
 
+def clear_quickly(
+    opened: OpenedProcess, ranges: Sequence[tuple[int, int]], mappings: Sequence[Mapping]
+) -> tuple[tuple[int, int], ...]:
+    """Clear a few MiB; return what could not be cleared. Raises OSError.
+
+    The kernel is asked for whole ranges first: holes in them are no harm (it does the rest and says so), only where
+    something may not be advised does it stop, and is then asked mapping by mapping.
+    """
+    try:
+        wanted = sum(end - start for start, end in ranges)
+        if madvise.advise(opened.pidfd, [(start, end - start) for start, end in ranges], MADV_COLD) == wanted:
+            return ()
+    except OSError as error:
+        if error.errno not in PASSED_OVER:
+            raise
+        if error.errno == errno.ENOMEM and len(ranges) == 1:
+            return ()
+    return clear_parts(opened, ranges_within(mappings, ranges)).refused
+
+
 def parts_of(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return the ranges cut into parts of at most PART_BYTES, on borders of huge pages, which a cut would split."""
     parts: list[tuple[int, int]] = []

@@ -5,7 +5,7 @@ import errno
 import os
 import select
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 from memsculpt.domain.observation import Observation
@@ -24,7 +24,8 @@ from memsculpt.host.linux.pager import LinuxPager
 from memsculpt.host.linux.processes import ProcessReader
 from memsculpt.host.linux.systemd import SystemdLimits, runs_systemd
 from memsculpt.host.linux.task_processes import TaskProcesses
-from memsculpt.host.protocol import Capability, LimitValue, Moved
+from memsculpt.host.linux.touch_cost import measure_touch_cost_s
+from memsculpt.host.protocol import Capability, LimitValue, Moved, PageReader, PageSource
 
 WILDCARDS = frozenset("*?[")
 # Pressure may call a tick early, but a machine that stalls all the time must not make the agent spin.
@@ -36,8 +37,11 @@ class LinuxHost(LinuxPager):
 
     name = "linux"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, choose_source: Callable[[], PageSource] | None = None) -> None:
+        """Open the machine; `choose_source` is called when pages are first asked for. Raises OSError."""
         super().__init__()
+        self._choose_source = choose_source
+        self._page_source: PageSource | None = None
         self._detail_interval_s = settings.observe.detail_interval_s
         found, unified = find_controller()
         self._controller: Controller | None = SystemdLimits(found) if found is not None and runs_systemd() else found
@@ -102,6 +106,20 @@ class LinuxHost(LinuxPager):
         """Read all workloads at once."""
         with _translated("/proc"):
             return self._observer.observe(time.monotonic(), self._partitions, self._detail_interval_s)
+
+    def open_pages(self, process: Instance) -> PageReader:
+        """Open a process on the best source there is."""
+        if self._page_source is None:
+            if self._choose_source is None:
+                raise Unavailable(
+                    place=f"process {process.pid}", problem="no source of touched pages was given", fix="use open_host"
+                )
+            self._page_source = self._choose_source()
+        return self._page_source.open(process)
+
+    def touch_cost_s(self) -> float:
+        """Return what a program pays for the first touch of a page after a clear."""
+        return measure_touch_cost_s()
 
     def capabilities(self) -> Mapping[str, Capability]:
         """Return what doctor found."""
@@ -186,6 +204,8 @@ class LinuxHost(LinuxPager):
     def close(self) -> None:
         """Release every descriptor."""
         self._observer.processes.close()
+        if self._page_source is not None:
+            self._page_source.close()
         os.close(self._wakes)
         if self._trigger is not None:
             os.close(self._trigger)

@@ -2,22 +2,34 @@
 """The best source of touched pages: page tables as the processor keeps them (bpf/pagewalk.py), every page of 4 KiB."""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
-from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES, REGION_PAGES, Cleared, Grain, PageBits, Touches, count_bits
+from memsculpt.domain.pages import (
+    PAGE_BYTES,
+    REGION_BYTES,
+    REGION_PAGES,
+    Cleared,
+    Grain,
+    PageBits,
+    Touches,
+    count_bits,
+)
 from memsculpt.domain.workload import Instance
+from memsculpt.errors import Unavailable
 from memsculpt.host import blocks
-from memsculpt.host.bpf.pagewalk import PageWalker, joined
+from memsculpt.host.bpf.pagewalk import AttachedWalker, PageWalker, joined
 from memsculpt.host.linux import clear_accessed, pagemap
 from memsculpt.host.linux.clear_accessed import Clearing
 from memsculpt.host.linux.opened import OpenedProcess
 
 # A process may be kept from mapping memory for so long at once; where clear_refs would take longer, parts are cleared.
 HOLD_MOST_S = 0.05
+# In a turn so much is cleared at once: of a gigabyte that is read at random, one access in 256 is slower for a moment.
+TURN_REGIONS = 2
 
 
 class WalkingSource:
@@ -31,7 +43,12 @@ class WalkingSource:
 
     def open(self, process: Instance) -> "WalkingReader":
         """Open a process; see the protocol."""
-        return WalkingReader(self._walker, OpenedProcess(process))
+        opened = OpenedProcess(process)
+        try:
+            return WalkingReader(self._walker.attach(process.pid), opened)
+        except Unavailable:
+            opened.close()
+            raise
 
     def close(self) -> None:
         """Unload the program."""
@@ -43,7 +60,7 @@ class WalkingReader:
 
     source, grain = "bpf", Grain.PAGE
 
-    def __init__(self, walker: PageWalker, opened: OpenedProcess) -> None:
+    def __init__(self, walker: AttachedWalker, opened: OpenedProcess) -> None:
         self._walker, self._opened = walker, opened
         self._unknown: PageBits | None = None
         self._seen: PageBits | None = None  # as `accessed`: touched since the last clear
@@ -82,8 +99,32 @@ class WalkingReader:
         )
 
     def close(self) -> None:
-        """Release every descriptor."""
+        """Release every descriptor and the link in the kernel."""
+        self._walker.close()
         self._opened.close()
+
+    def turn(self, start: int, end: int, pause: Callable[[float], None]) -> Touches:
+        """Read and clear a stretch, some MiB at a time; see the protocol."""
+        parts: list[PageBits] = []
+        refused: list[tuple[int, int]] = []
+        with self._translated():
+            mappings = self._opened.mappings()
+            regions: list[int] = self._walk([(start, end)]).addresses.tolist()
+            for number in range(0, len(regions), TURN_REGIONS):
+                if number:
+                    pause(number / len(regions))
+                part = _stretches(regions[number : number + TURN_REGIONS])
+                parts.extend(self._walker.walk(*one) for one in part)
+                refused += clear_accessed.clear_quickly(self._opened, part, mappings)
+            bits = joined(parts, is_complete=all(one.is_complete for one in parts))
+            if self._seen is not None and len(self._seen.addresses):
+                before = blocks.aligned(self._seen.addresses, self._seen.accessed, bits.addresses)
+                bits = replace(bits, accessed=(bits.accessed | before) & bits.present)
+                self._seen = _without(self._seen, bits)
+            touches = blocks.touches_from(bits, mappings, self._unknown)
+            after = self._walk([(start, end)])
+            self._unknown = _replaced(self._unknown, self._stuck(after, refused), after)
+            return touches
 
     def _clear_parts(self, ranges: Sequence[tuple[int, int]] | None) -> tuple[Clearing, str]:
         wanted = clear_accessed.ranges_within(self._opened.mappings(), ranges)
@@ -132,16 +173,15 @@ class WalkingReader:
         return bits
 
     def _walk(self, ranges: Sequence[tuple[int, int]] | None) -> PageBits:
-        pid = self._opened.process.pid
         if ranges is None:
-            return self._walker.walk(pid)
+            return self._walker.walk()
         parts: list[PageBits] = []
         at = 0
         for start, end in sorted(ranges):  # two ranges may begin and end in one region, which must come once
             begin = max(start // REGION_BYTES * REGION_BYTES, at)
             at = -(-end // REGION_BYTES) * REGION_BYTES
             if begin < at:
-                parts.append(self._walker.walk(pid, begin, at))
+                parts.append(self._walker.walk(begin, at))
         return joined(parts, is_complete=all(part.is_complete for part in parts))
 
     @contextmanager
@@ -150,6 +190,17 @@ class WalkingReader:
             yield
         except OSError as error:
             raise self._opened.translated(error) from error
+
+
+def _stretches(regions: Sequence[int]) -> list[tuple[int, int]]:
+    """Return ascending regions as ranges, neighbours together."""
+    found: list[tuple[int, int]] = []
+    for at in regions:
+        if found and found[-1][1] == at:
+            found[-1] = (found[-1][0], at + REGION_BYTES)
+        else:
+            found.append((at, at + REGION_BYTES))
+    return found
 
 
 def _replaced(before: PageBits | None, now: PageBits, looked_at: PageBits) -> PageBits:

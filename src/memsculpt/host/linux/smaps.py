@@ -7,7 +7,7 @@ and it can be had without privilege for processes of one's own.
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -79,6 +79,12 @@ class SmapsReader:
             duration_s=time.perf_counter() - begin_s,
             note="stale TLB entries may hide the hottest pages" if clear_accessed.keeps_soft_dirty() else "",
         )
+
+    def turn(self, start: int, end: int, pause: Callable[[float], None]) -> Touches:
+        """Read the range and clear the whole process; see the protocol."""
+        touches = self.read([(start, end)])
+        self.clear()
+        return touches
 
     def close(self) -> None:
         """Release every descriptor."""

@@ -18,6 +18,7 @@ from memsculpt.host.protocol import Capability, LimitValue, Moved
 from memsculpt.host.simulated.cgroups import PAGE_BYTES, CgroupTree
 from memsculpt.host.simulated.faults import Fault, FaultSchedule
 from memsculpt.host.simulated.living import Costs, Process, Record
+from memsculpt.host.simulated.looking import SimulatedReader
 from memsculpt.host.simulated.machine import Machine
 from memsculpt.host.simulated.observing import check_rules, observe_machine
 from memsculpt.host.simulated.reclaim import ReclaimRules
@@ -131,6 +132,19 @@ class SimulatedHost:
             name: Capability(name=name, available=available, reason=reason, fix=mend)
             for name, (available, reason, mend) in offered.items()
         }
+
+    # ---- Looker
+
+    def open_pages(self, process: Instance) -> SimulatedReader:
+        """Open a process; its chunks tell when they were touched."""
+        self._machine.find(process)
+        return SimulatedReader(
+            lambda: self._machine.find(process), self._machine.chunk_bytes, lambda: self._machine.now_s
+        )
+
+    def touch_cost_s(self) -> float:
+        """Return nothing: a look costs no simulated program anything."""
+        return 0.0
 
     # ---- Pager
 
