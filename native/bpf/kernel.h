@@ -20,7 +20,22 @@ typedef __u32 __wsum;
 
 /* include/uapi/linux/bpf.h */
 #define BPF_MAP_TYPE_ARRAY 2
+#define BPF_MAP_TYPE_STACK_TRACE 7
+#define BPF_MAP_TYPE_RINGBUF 27
+#define BPF_F_USER_STACK (1U << 8)
 #define BPF_F_MMAPABLE (1U << 10)
+
+/* What a raw tracepoint is handed: the arguments of the tracepoint itself */
+struct bpf_raw_tracepoint_args {
+	__u64 args[2];
+};
+
+/* include/uapi/linux/bpf_perf_event.h, with struct pt_regs of x86-64: fixed for ever, so not looked up in BTF */
+struct bpf_perf_event_data {
+	__u64 regs[21];
+	__u64 sample_period;
+	__u64 addr;
+};
 
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>

@@ -43,6 +43,30 @@ enum walk_status {
 	WALK_GONE = 4,      /* the memory was given up in the middle (exit, exec): what was copied is void */
 };
 
+/* Numbers in place of a stack: pages went away, or moved. */
+enum fault_other {
+	PAGES_UNMAPPED = -1000, /* `top` bytes from `address` on */
+	PAGES_BROKEN_OFF = -1001, /* the heap now ends at `address` */
+	PAGES_MOVING = -1002,   /* `top` bytes from `address` on, to where the next record of the thread tells */
+	PAGES_MOVED = -1003,    /* to `address`; nothing happened where that is no address */
+};
+
+/* A page fault of the process that is watched, or one of fault_other. */
+struct fault_record {
+	__u64 address;
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u64 top;     /* word at the top of the user stack: in a leaf without a frame, where it returns to */
+	__s32 stack;   /* number of the user stack; negative: why there is none */
+	__u32 thread;
+};
+
+struct fault_state {
+	__u32 pid;     /* asked: whose faults */
+	__u32 every;   /* asked: only every so many faults are recorded */
+	__u64 seen;    /* answered: faults of the process */
+	__u64 dropped; /* answered: of those to be recorded, how many found no room */
+};
+
 /* What is asked, and what is answered in the same place. */
 struct walk_state {
 	__u64 base;   /* of the kernel's direct map of all memory */

@@ -59,6 +59,8 @@ class Mapping:
     is_shared: bool
     is_file: bool  # a file or shared memory is behind it
     is_writable: bool = True
+    is_executable: bool = False
+    offset: int = 0  # in the file, of the first byte
 
 
 def count_bits(bits: Bits) -> Int64:

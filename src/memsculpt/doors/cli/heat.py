@@ -25,10 +25,10 @@ def add_command(subparsers: Subparsers) -> None:
         "Ctrl-C ends it and prints what was found so far.",
         "sudo memsculpt heat 4711 --for 30s --png heat.png",
     )
-    parser.add_argument("pid", metavar="PID", type=_pid)
-    parser.add_argument("--for", dest="for_s", metavar="30s", type=_duration, default=DEFAULT_FOR_S)
+    parser.add_argument("pid", metavar="PID", type=process_number)
+    parser.add_argument("--for", dest="for_s", metavar="30s", type=duration, default=DEFAULT_FOR_S)
     parser.add_argument(
-        "--every", dest="every_s", metavar="1s", type=_duration, help="how often the live picture and the PNG look"
+        "--every", dest="every_s", metavar="1s", type=duration, help="how often the live picture and the PNG look"
     )
     parser.add_argument("--block", metavar="64KiB", type=_block, default=64 << 10, help="a power of two from 64KiB on")
     parser.add_argument("--png", metavar="FILE", type=Path, help="draw address x time and heat by module")
@@ -58,13 +58,15 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _pid(text: str) -> int:
+def process_number(text: str) -> int:
+    """Return the pid that was named. Raises UsageError."""
     if not text.isdigit() or not 0 < int(text) < 1 << 31:
         raise UsageError(place="PID", problem=f"{text!r} is no process number", fix="name one from `ps`, such as 4711")
     return int(text)
 
 
-def _duration(text: str) -> float:
+def duration(text: str) -> float:
+    """Return the seconds of a duration. Raises UsageError."""
     try:
         found = parse_duration_s(text)
     except ValueError as error:

@@ -31,6 +31,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_object__close": (None, [ctypes.c_void_p]),
     "bpf_object__find_program_by_name": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
     "bpf_program__attach_iter": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_void_p]),
+    "bpf_program__attach": (ctypes.c_void_p, [ctypes.c_void_p]),
     "bpf_program__attach_perf_event": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int]),
     "bpf_object__find_map_by_name": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
     "bpf_map__fd": (ctypes.c_int, [ctypes.c_void_p]),
@@ -236,6 +237,15 @@ class Program:
         with self._told("attached"):
             program = self._library.calls.bpf_object__find_program_by_name(self._object, name.encode("ascii"))
             link = self._library.calls.bpf_program__attach_perf_event(program, descriptor) if program else None
+            if not link:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self._links.append(link)
+
+    def attach(self, name: str) -> None:
+        """Attach the program of this name where its section says. Raises Unavailable."""
+        with self._told("attached"):
+            program = self._library.calls.bpf_object__find_program_by_name(self._object, name.encode("ascii"))
+            link = self._library.calls.bpf_program__attach(program) if program else None
             if not link:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         self._links.append(link)

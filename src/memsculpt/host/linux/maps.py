@@ -30,6 +30,8 @@ def parse_mappings(content: bytes) -> tuple[Mapping, ...]:
                 is_shared=flags[3:4] == b"s",
                 is_file=words[4] != b"0",
                 is_writable=flags[1:2] == b"w",
+                is_executable=flags[2:3] == b"x",
+                offset=int(words[2], 16),
             )
         )
     return tuple(found)

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * User stacks at page faults: who makes a process grow.
+ *
+ * Runs at the software event PERF_COUNT_SW_PAGE_FAULTS, which the kernel raises when a fault has been handled, be it of
+ * the program itself or of the kernel on its behalf (a read into a fresh buffer). There is one event for each processor,
+ * and all faults of the machine pass here: others than those asked for cost a comparison.
+ */
+#include "kernel.h"
+#include "records.h"
+
+#define STACKS_MOST 16384
+#define DEPTH_MOST 127 /* PERF_MAX_STACK_DEPTH */
+#define RING_BYTES (4 << 20)
+#define MAP_FIXED 0x10 /* include/uapi/asm-generic/mman-common.h */
+#define MADV_DONTNEED 4
+#define MADV_DONTNEED_LOCKED 24
+/* arch/x86/include/uapi/asm/ptrace.h, struct pt_regs; arch/x86/entry/syscalls/syscall_64.tbl */
+#define REGISTER_R10 7
+#define REGISTER_DX 12
+#define REGISTER_SI 13
+#define REGISTER_DI 14
+#define REGISTER_ORIG_AX 15
+#define REGISTER_SP 19
+#define REGISTERS 21
+#define CALL_MMAP 9
+#define CALL_MUNMAP 11
+#define CALL_BRK 12
+#define CALL_MREMAP 25
+#define CALL_MADVISE 28
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct fault_state);
+} state SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_STACK_TRACE);
+	__uint(max_entries, STACKS_MOST);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, DEPTH_MOST * sizeof(__u64));
+} stacks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, RING_BYTES);
+} faults SEC(".maps");
+
+SEC("perf_event")
+int on_fault(struct bpf_perf_event_data *ctx)
+{
+	struct fault_state *asked;
+	struct fault_record *record;
+	__u64 ids = bpf_get_current_pid_tgid();
+	__u32 row = 0;
+	__u64 number;
+
+	asked = bpf_map_lookup_elem(&state, &row);
+	if (!asked || ids >> 32 != asked->pid)
+		return 0;
+	number = __sync_fetch_and_add(&asked->seen, 1);
+	if (asked->every > 1 && number % asked->every)
+		return 0;
+	record = bpf_ringbuf_reserve(&faults, sizeof(*record), 0);
+	if (!record) {
+		__sync_fetch_and_add(&asked->dropped, 1);
+		return 0;
+	}
+	record->address = ctx->addr;
+	record->time_ns = bpf_ktime_get_ns();
+	record->thread = ids;
+	record->top = 0;
+	bpf_probe_read_user(&record->top, sizeof(record->top), (void *)ctx->regs[REGISTER_SP]);
+	record->stack = bpf_get_stackid(ctx, &stacks, BPF_F_USER_STACK);
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+/* What makes pages go away is told in the same order as the faults, so that a page that comes twice counts twice. */
+static int tell(__u64 address, __u64 size, __s32 what)
+{
+	struct fault_state *asked;
+	struct fault_record *record;
+	__u64 ids = bpf_get_current_pid_tgid();
+	__u32 row = 0;
+
+	asked = bpf_map_lookup_elem(&state, &row);
+	if (!asked || ids >> 32 != asked->pid)
+		return 0;
+	record = bpf_ringbuf_reserve(&faults, sizeof(*record), 0);
+	if (!record) {
+		__sync_fetch_and_add(&asked->dropped, 1);
+		return 0;
+	}
+	record->address = address;
+	record->top = size;
+	record->stack = what;
+	record->thread = ids;
+	record->time_ns = bpf_ktime_get_ns();
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+/* sys_enter(regs, number) and sys_exit(regs, result): raw, because tracefs need not be mounted for them. */
+SEC("raw_tp/sys_enter")
+int on_call(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u64 regs[REGISTERS] = {};
+	__u64 number = ctx->args[1];
+
+	if (number != CALL_MUNMAP && number != CALL_MMAP && number != CALL_MADVISE && number != CALL_BRK &&
+	    number != CALL_MREMAP)
+		return 0;
+	if (bpf_probe_read_kernel(regs, sizeof(regs), (void *)ctx->args[0]))
+		return 0;
+	switch (number) {
+	case CALL_MMAP:
+		if (!(regs[REGISTER_R10] & MAP_FIXED))
+			return 0;
+		break;
+	case CALL_MADVISE:
+		if (regs[REGISTER_DX] != MADV_DONTNEED && regs[REGISTER_DX] != MADV_DONTNEED_LOCKED)
+			return 0;
+		break;
+	case CALL_BRK:
+		return regs[REGISTER_DI] ? tell(regs[REGISTER_DI], 0, PAGES_BROKEN_OFF) : 0;
+	case CALL_MREMAP:
+		return tell(regs[REGISTER_DI], regs[REGISTER_SI], PAGES_MOVING);
+	}
+	return tell(regs[REGISTER_DI], regs[REGISTER_SI], PAGES_UNMAPPED);
+}
+
+SEC("raw_tp/sys_exit")
+int on_return(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u64 number = 0;
+
+	bpf_probe_read_kernel(&number, sizeof(number), (void *)(ctx->args[0] + 8 * REGISTER_ORIG_AX));
+	return number == CALL_MREMAP ? tell(ctx->args[1], 0, PAGES_MOVED) : 0;
+}
+
+char LICENSE[] SEC("license") = "GPL";

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which function an address of a process is in: its mappings, the ELF files behind them, and the maps that JITs write.
+
+Files are opened as the process sees them (/proc/PID/root: containers), deleted ones through /proc/PID/map_files. A JIT
+says what it has compiled in /tmp/perf-PID.map (tools/perf/Documentation/jit-interface.txt: start, size, name; Python
+from 3.12 on with -X perf, Node, the JVM).
+
+Stacks are followed by frame pointers. A leaf without a frame (most of Debian's libc: memset, memcpy) hides its caller;
+that is put back in two ways, both checked against the machine code: the word at the top of the stack, where it follows
+a call; and the target of the call that the next frame returns to, where that is a direct one.
+"""
+
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from memsculpt.domain.pages import Mapping
+from memsculpt.host.linux import elf
+
+CALL_NEAR, CALL_NEAR_BYTES = 0xE8, 5  # Intel SDM vol. 2A, CALL: E8 with a distance of 32 bits
+PERF_MAP_MOST_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One function of a stack."""
+
+    function: str
+    module: str
+
+
+class Symbols:
+    """Names for the addresses of one process. Reads each file once."""
+
+    def __init__(self, pid: int, proc: str = "/proc") -> None:
+        self._pid, self._root = pid, f"{proc}/{pid}/root"
+        self._folder = f"{proc}/{pid}"
+        self._mappings: list[Mapping] = []
+        self._starts: list[int] = []
+        self._files: dict[str, elf.Functions] = {}
+        self._codes: dict[str, int] = {}
+        self._jit: tuple[list[int], list[int], list[str]] = ([], [], [])
+        self._known: dict[int, Frame] = {}
+        self.notes: set[str] = set()
+
+    def update(self, mappings: Sequence[Mapping]) -> None:
+        """Take the mappings of now beside those of before: libraries come and go."""
+        known = {(one.start, one.end, one.name) for one in self._mappings}
+        self._mappings += [one for one in mappings if (one.start, one.end, one.name) not in known]
+        self._mappings.sort(key=lambda one: one.start)
+        self._starts = [one.start for one in self._mappings]
+        self._known.clear()
+        for one in mappings:
+            if one.is_executable and one.name.startswith("/"):
+                self._open(one)  # while the process lives: its files may be gone with it
+        self._read_jit()
+
+    def frames(self, stack: Sequence[int], top: int = 0) -> tuple[Frame, ...]:
+        """Return the functions of a stack, innermost first; what lies in no mapping with code is left out."""
+        if not stack:
+            return ()
+        found = [self.frame_at(stack[0])]
+        leaf = self._function_start(stack[0])
+        rest = [address for address in stack[1:] if self._is_code(address)]
+        if (
+            top
+            and top not in rest
+            and self._is_code(top)
+            and self._follows_call(top)
+            and not self._is_frame_of(rest, leaf)
+        ):
+            found.append(self.frame_at(top - 1))
+        if rest:
+            target = self._target_before(rest[0])
+            if target is not None and target != leaf and self._is_code(target):
+                caller = self.frame_at(target)
+                if caller not in found and not self._is_stub(target):
+                    found.append(caller)
+        found += [self.frame_at(address - 1) for address in rest]
+        return tuple(found)
+
+    def frame_at(self, address: int) -> Frame:
+        """Return the function at an address; "[unknown]" in a module whose symbols are not there."""
+        frame = self._known.get(address)
+        if frame is None:
+            frame = self._known[address] = self._find(address)
+        return frame
+
+    def close(self) -> None:
+        """Release every file."""
+        for descriptor in self._codes.values():
+            os.close(descriptor)
+        self._codes.clear()
+
+    def _find(self, address: int) -> Frame:
+        mapping = self._mapping(address)
+        jit = self._jit_name(address)
+        if jit is not None:
+            return Frame(function=jit, module="[jit]")
+        if mapping is None:
+            return Frame(function="[unknown]", module="[unknown]")
+        module = mapping.name.removesuffix(" (deleted)") or "[anonymous code]"
+        functions = self._files.get(mapping.name, elf.NONE)
+        name = functions.name_at(functions.address_of(address - mapping.start + mapping.offset))
+        return Frame(function=elf.demangled(name) if name else f"[{os.path.basename(module)}]", module=module)
+
+    def _mapping(self, address: int) -> Mapping | None:
+        row = bisect_right(self._starts, address) - 1
+        # Of two that were there one after the other, the later one was sorted behind.
+        return self._mappings[row] if row >= 0 and address < self._mappings[row].end else None
+
+    def _is_code(self, address: int) -> bool:
+        mapping = self._mapping(address)
+        return (mapping is not None and mapping.is_executable) or self._jit_name(address) is not None
+
+    def _open(self, mapping: Mapping) -> None:
+        if mapping.name in self._files:
+            return
+        self._files[mapping.name] = elf.NONE
+        name = mapping.name.removesuffix(" (deleted)")
+        places = (f"{self._root}{name}", f"{self._folder}/map_files/{mapping.start:x}-{mapping.end:x}")
+        for place in places[1:] if name != mapping.name else places:
+            try:
+                self._files[mapping.name] = elf.read_functions(place, name, self._root)
+                self._codes[mapping.name] = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                self.notes.add(f"{name}: {error.strerror}: its functions have no names")
+            except ImportError:
+                self.notes.add("no symbols: pyelftools is not installed (pip install 'memsculpt[symbols]')")
+            else:
+                return
+
+    def _read_jit(self) -> None:
+        rows: list[tuple[int, int, str]] = []
+        for number in (self._pid, _own_pid(self._folder)):
+            place = f"{self._root}/tmp/perf-{number}.map"  # noqa: S108  where JITs write them
+            with suppress(OSError):  # most programs write none
+                with open(place, "rb") as file:  # noqa: PTH123  a file of the process, by a name of /proc
+                    rows = parse_perf_map(file.read(PERF_MAP_MOST_BYTES))
+                break
+        self._jit = ([one[0] for one in rows], [one[1] for one in rows], [one[2] for one in rows])
+
+    def _jit_name(self, address: int) -> str | None:
+        starts, ends, names = self._jit
+        row = bisect_right(starts, address) - 1
+        return names[row] if row >= 0 and address < ends[row] else None
+
+    def _function_start(self, address: int) -> int | None:
+        """Return where in memory the function at an address begins."""
+        mapping = self._mapping(address)
+        if mapping is None:
+            return None
+        functions = self._files.get(mapping.name, elf.NONE)
+        at = functions.address_of(address - mapping.start + mapping.offset)
+        start = functions.start_at(at)
+        return None if start is None else address - (at - start)
+
+    def _is_frame_of(self, rest: Sequence[int], leaf: int | None) -> bool:
+        """Tell whether the frame pointers already lead to the leaf's caller."""
+        return bool(rest) and leaf is not None and self._target_before(rest[0]) == leaf
+
+    def _is_stub(self, address: int) -> bool:
+        """Tell whether nothing is known of a call's target: a stub of the procedure linkage table has no symbol."""
+        return self._function_start(address) is None
+
+    def _code_before(self, address: int, count: int) -> bytes:
+        mapping = self._mapping(address - 1)
+        if mapping is None or mapping.name not in self._codes or address - count < mapping.start:
+            return b""
+        return os.pread(self._codes[mapping.name], count, address - count - mapping.start + mapping.offset)
+
+    def _follows_call(self, address: int) -> bool:
+        """Tell whether the instruction before an address is a call: a near one, or one through a register or memory."""
+        code = self._code_before(address, 7)
+        return len(code) == 7 and (
+            code[-CALL_NEAR_BYTES] == CALL_NEAR
+            or (code[-2] == 0xFF and code[-1] & 0x38 == 0x10)
+            or (code[-3] == 0xFF and code[-2] & 0xF8 == 0x50)
+            or (code[-6] == 0xFF and code[-5] & 0x38 == 0x10)
+        )
+
+    def _target_before(self, address: int) -> int | None:
+        """Return where the near call before an address goes, None where there is no such call."""
+        code = self._code_before(address, CALL_NEAR_BYTES)
+        if len(code) != CALL_NEAR_BYTES or code[0] != CALL_NEAR:
+            return None
+        return address + int.from_bytes(code[1:], "little", signed=True)
+
+
+def parse_perf_map(content: bytes) -> list[tuple[int, int, str]]:
+    """Return (start, end, name), ascending; lines that are none (cut off while written) are passed over."""
+    found: dict[int, tuple[int, int, str]] = {}
+    for line in content.splitlines():
+        words = line.split(b" ", 2)
+        if len(words) != 3:
+            continue
+        try:
+            start, size = int(words[0], 16), int(words[1], 16)
+        except ValueError:
+            continue
+        if 0 < size < 1 << 32 and 0 <= start < 1 << 63:
+            found[start] = (
+                start,
+                start + size,
+                words[2].decode("utf-8", "backslashreplace"),
+            )  # compiled anew: the last
+    return [found[start] for start in sorted(found)]
+
+
+def _own_pid(folder: str) -> int:
+    """Return the number that the process has in its own PID namespace (NSpid of proc_pid_status(5)), or -1."""
+    with suppress(OSError), open(f"{folder}/status", "rb") as file:  # noqa: PTH123  gone already: no map, then
+        for line in file:
+            if line.startswith(b"NSpid:"):
+                return int(line.split()[-1])
+    return -1
