@@ -11,7 +11,7 @@
 
 #define STACKS_MOST 16384
 #define DEPTH_MOST 127 /* PERF_MAX_STACK_DEPTH */
-#define RING_BYTES (4 << 20)
+#define RING_BYTES (32 << 20)
 #define MAP_FIXED 0x10 /* include/uapi/asm-generic/mman-common.h */
 #define MADV_DONTNEED 4
 #define MADV_DONTNEED_LOCKED 24
@@ -49,6 +49,11 @@ struct {
 	__uint(max_entries, RING_BYTES);
 } faults SEC(".maps");
 
+static __u64 user_stack(struct bpf_perf_event_data *ctx)
+{
+	return ctx->regs[REGISTER_SP]; /* the kernel's own where it faults for the program: that cannot be read, then */
+}
+
 SEC("perf_event")
 int on_fault(struct bpf_perf_event_data *ctx)
 {
@@ -72,8 +77,10 @@ int on_fault(struct bpf_perf_event_data *ctx)
 	record->address = ctx->addr;
 	record->time_ns = bpf_ktime_get_ns();
 	record->thread = ids;
-	record->top = 0;
-	bpf_probe_read_user(&record->top, sizeof(record->top), (void *)ctx->regs[REGISTER_SP]);
+	if (bpf_probe_read_user(record->words, sizeof(record->words), (void *)user_stack(ctx))) {
+		__builtin_memset(record->words, 0, sizeof(record->words)); /* the stack ends before */
+		bpf_probe_read_user(record->words, sizeof(__u64), (void *)user_stack(ctx));
+	}
 	record->stack = bpf_get_stackid(ctx, &stacks, BPF_F_USER_STACK);
 	bpf_ringbuf_submit(record, 0);
 	return 0;
@@ -96,7 +103,7 @@ static int tell(__u64 address, __u64 size, __s32 what)
 		return 0;
 	}
 	record->address = address;
-	record->top = size;
+	record->words[0] = size;
 	record->stack = what;
 	record->thread = ids;
 	record->time_ns = bpf_ktime_get_ns();

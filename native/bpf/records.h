@@ -45,19 +45,21 @@ enum walk_status {
 
 /* Numbers in place of a stack: pages went away, or moved. */
 enum fault_other {
-	PAGES_UNMAPPED = -1000, /* `top` bytes from `address` on */
+	PAGES_UNMAPPED = -1000, /* `words[0]` bytes from `address` on */
 	PAGES_BROKEN_OFF = -1001, /* the heap now ends at `address` */
-	PAGES_MOVING = -1002,   /* `top` bytes from `address` on, to where the next record of the thread tells */
+	PAGES_MOVING = -1002,   /* `words[0]` bytes from `address` on, to where the next record of the thread tells */
 	PAGES_MOVED = -1003,    /* to `address`; nothing happened where that is no address */
 };
+
+#define STACK_WORDS 48 /* glibc's malloc has its return address 33 words up, as compiled by Debian */
 
 /* A page fault of the process that is watched, or one of fault_other. */
 struct fault_record {
 	__u64 address;
 	__u64 time_ns; /* CLOCK_MONOTONIC */
-	__u64 top;     /* word at the top of the user stack: in a leaf without a frame, where it returns to */
-	__s32 stack;   /* number of the user stack; negative: why there is none */
+	__s32 stack;    /* number of the user stack; negative: why there is none */
 	__u32 thread;
+	__u64 words[STACK_WORDS]; /* top of the user stack: return addresses are among them where frames are missing */
 };
 
 struct fault_state {

@@ -17,7 +17,16 @@ from memsculpt.host.bpf.libbpf import Program
 from memsculpt.host.bpf.tasks import PROGRAMS
 
 # native/bpf/records.h; tests/kernel/test_growth.py holds the two against each other.
-RECORD = np.dtype([("address", "<u8"), ("time_ns", "<u8"), ("top", "<u8"), ("stack", "<i4"), ("thread", "<u4")])
+STACK_WORDS = 48
+RECORD = np.dtype(
+    [
+        ("address", "<u8"),
+        ("time_ns", "<u8"),
+        ("stack", "<i4"),
+        ("thread", "<u4"),
+        ("words", "<u8", (STACK_WORDS,)),
+    ]
+)
 STATE = np.dtype([("pid", "<u4"), ("every", "<u4"), ("seen", "<u8"), ("dropped", "<u8")])
 
 SYS_PERF_EVENT_OPEN = 298
@@ -37,7 +46,7 @@ Faults = npt.NDArray[Any]  # of RECORD
 
 
 class FaultReader:
-    """Records the faults of one process; holds a program, its maps (18 MiB) and an event a processor until closed."""
+    """Records the faults of one process; holds a program, its maps (48 MiB) and an event a processor until closed."""
 
     def __init__(self, programs: Path = PROGRAMS) -> None:
         """Load and attach. Raises Unavailable."""
@@ -107,6 +116,11 @@ class FaultReader:
     def dropped_count(self) -> int:
         """Return how many of those to be recorded found no room."""
         return int(self._state["dropped"][0])
+
+    def fill_ratio(self) -> float:
+        """Return how full the ring is."""
+        head = struct.unpack_from("<Q", self._producer, 0)[0]
+        return (head - struct.unpack_from("<Q", self._consumer, 0)[0]) / self._size
 
     def drain(self) -> Faults:
         """Return the records since the last call, and make room."""

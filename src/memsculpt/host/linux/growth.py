@@ -31,6 +31,8 @@ MOVED_MOST = 1 << 51  # results of mremap above are errors, as page numbers
 SURVEY_S = 0.5
 # More are not kept: from here on only every second, fourth, ... fault is recorded, with its weight.
 FAULTS_MOST = 2_000_000
+FULL_RATIO = 0.5  # of the ring at a drain
+SLIM = np.dtype([("address", "<u8"), ("size", "<u8"), ("stack", "<i4"), ("thread", "<u4"), ("words", "<i8")])
 SHARED_NAMES = ("/dev/zero", "/memfd:", "/SYSV", "/dev/shm/")  # noqa: S108  shared memory, by the names of its files
 
 
@@ -50,6 +52,9 @@ class GrowthRecorder:
         self._kept: list[npt.NDArray[np.void]] = []
         self._weights: list[tuple[int, int]] = []  # (how many records, what each stands for)
         self._stack_of: dict[int, tuple[int, ...]] = {}
+        self._is_return: dict[int, bool] = {}
+        self._words: dict[tuple[int, ...], int] = {}
+        self._words_of: list[tuple[int, ...]] = []
         self._huge: set[int] = set()
         self._notes: list[str] = []
 
@@ -132,17 +137,44 @@ class GrowthRecorder:
         )
 
     def _drain(self, faults: FaultReader) -> None:
+        fill_ratio = faults.fill_ratio()
         found = faults.drain()
         if not len(found):
             return
         for number in np.unique(found["stack"]).tolist():
             if number not in self._stack_of:
                 self._stack_of[number] = faults.stack(number)
-        self._kept.append(found)
+        self._kept.append(self._slimmed(found))
         self._weights.append((len(found), self._every))
-        if sum(count for count, _ in self._weights) > FAULTS_MOST * (self._every // max(1, self._weights[0][1])):
+        kept = sum(count for count, _ in self._weights)
+        if fill_ratio > FULL_RATIO or kept > FAULTS_MOST * (1 + self._every // self._weights[0][1]) / 2:
             self._every *= 2
             faults.sample(self._every)
+
+    def _slimmed(self, found: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+        """Return the records with a number for the words of their stacks: of those only what can be a return counts."""
+        slim = np.empty(len(found), SLIM)
+        for name in ("address", "stack", "thread"):
+            slim[name] = found[name]
+        slim["size"] = found["words"][:, 0]
+        words: npt.NDArray[np.uint64] = np.array(found["words"])
+        words[found["stack"] <= UNMAPPED] = 0
+        candidates, inverse = np.unique(words, return_inverse=True)
+        for address in candidates[self._symbols.may_be_code(candidates)].tolist():
+            if address not in self._is_return:
+                self._is_return[address] = self._symbols.is_return(address)
+        good = np.array([self._is_return.get(address, False) for address in candidates.tolist()], np.bool_)
+        words[~good[inverse.reshape(words.shape)]] = 0
+        patterns, number = np.unique(words, axis=0, return_inverse=True)
+        known = [self._words_number(tuple(word for word in pattern if word)) for pattern in patterns.tolist()]
+        slim["words"] = np.array(known, np.int64)[number.reshape(-1)]
+        return slim
+
+    def _words_number(self, words: tuple[int, ...]) -> int:
+        number = self._words.setdefault(words, len(self._words))
+        if number == len(self._words_of):
+            self._words_of.append(words)
+        return number
 
     def _survey(self) -> PageBits | None:
         """Look at mappings and page tables; None where they are gone."""
@@ -176,9 +208,7 @@ class GrowthRecorder:
         )
 
     def _records(self) -> tuple[npt.NDArray[np.void], Int64]:
-        from memsculpt.host.bpf.faults import RECORD
-
-        records = np.concatenate([np.empty(0, RECORD), *self._kept])
+        records = np.concatenate([np.empty(0, SLIM), *self._kept])
         counts = [count for count, _ in self._weights]
         return records, np.repeat(np.array([each for _, each in self._weights], np.int64), counts)
 
@@ -197,22 +227,22 @@ class GrowthRecorder:
         held = np.where(held_at[:, 1] != 0, _count_there(after, pages, touched), 0)
         rows: defaultdict[tuple[int, int, str], list[int]] = defaultdict(lambda: [0, 0, 0])
         kinds = self._kinds(records["address"][chosen].astype(np.int64))
-        for number, top, kind, came, left, weight in zip(
+        for number, words, kind, size, left, weight in zip(
             records["stack"][chosen].tolist(),
-            records["top"][chosen].tolist(),
+            records["words"][chosen].tolist(),
             kinds,
             touched.tolist(),
             held.tolist(),
             weights.tolist(),
             strict=True,
         ):
-            row = rows[number, top, kind]
-            row[0] += came * weight
+            row = rows[number, words, kind]
+            row[0] += size * weight
             row[1] += left * weight
             row[2] += weight
         merged: defaultdict[tuple[tuple[tuple[str, str], ...], str], list[int]] = defaultdict(lambda: [0, 0, 0])
-        for (number, top, kind), row in rows.items():
-            frames = self._symbols.frames(self._stack_of.get(number, ()), top)
+        for (number, words, kind), row in rows.items():
+            frames = self._symbols.frames(self._stack_of.get(number, ()), self._words_of[words])
             into = merged[tuple((frame.function, frame.module) for frame in frames), kind]
             for column, value in enumerate(row):
                 into[column] += value
@@ -265,7 +295,7 @@ def follow(
         page // REGION_PAGES: row for row, (page, what) in enumerate(zip(pages, whats, strict=True)) if what > UNMAPPED
     }
     for row, (page, what, size, thread) in enumerate(
-        zip(pages, whats, records["top"].tolist(), records["thread"].tolist(), strict=True)
+        zip(pages, whats, records["size"].tolist(), records["thread"].tolist(), strict=True)
     ):
         if what > UNMAPPED:
             if page in there or page in row_of:

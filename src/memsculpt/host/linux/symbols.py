@@ -5,9 +5,11 @@ Files are opened as the process sees them (/proc/PID/root: containers), deleted 
 says what it has compiled in /tmp/perf-PID.map (tools/perf/Documentation/jit-interface.txt: start, size, name; Python
 from 3.12 on with -X perf, Node, the JVM).
 
-Stacks are followed by frame pointers. A leaf without a frame (most of Debian's libc: memset, memcpy) hides its caller;
-that is put back in two ways, both checked against the machine code: the word at the top of the stack, where it follows
-a call; and the target of the call that the next frame returns to, where that is a direct one.
+Stacks are followed by frame pointers, which most of Debian's libc does not keep: a fault in malloc or memset has no
+caller by that way. The top of the stack is therefore searched for return addresses that can be proven: a word counts
+when the instruction before it is a call of the very function that was reached so far, or a call out of another module
+(through its linkage table). So the way out of the library is found step by step; from the first function that frame
+pointers know on, they are believed.
 """
 
 import os
@@ -15,6 +17,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from memsculpt.domain.pages import Mapping
 from memsculpt.host.linux import elf
@@ -57,29 +62,41 @@ class Symbols:
                 self._open(one)  # while the process lives: its files may be gone with it
         self._read_jit()
 
-    def frames(self, stack: Sequence[int], top: int = 0) -> tuple[Frame, ...]:
-        """Return the functions of a stack, innermost first; what lies in no mapping with code is left out."""
+    def frames(self, stack: Sequence[int], words: Sequence[int] = ()) -> tuple[Frame, ...]:
+        """Return the functions of a stack, innermost first. `words` is the top of the stack, as far as it was kept."""
         if not stack:
             return ()
         found = [self.frame_at(stack[0])]
-        leaf = self._function_start(stack[0])
+        at = stack[0]
         rest = [address for address in stack[1:] if self._is_code(address)]
-        if (
-            top
-            and top not in rest
-            and self._is_code(top)
-            and self._follows_call(top)
-            and not self._is_frame_of(rest, leaf)
-        ):
-            found.append(self.frame_at(top - 1))
-        if rest:
+        for word in words:
+            if rest and self._is_called_from(at, rest[0]):
+                break  # frame pointers lead on from here
+            if self._is_code(word) and self._is_called_from(at, word):
+                found.append(self.frame_at(word - 1))
+                at = word - 1
+        if rest and not self._is_called_from(at, rest[0]):
+            # A leaf without a frame in a program with frames: the first that they know is its caller's caller.
             target = self._target_before(rest[0])
-            if target is not None and target != leaf and self._is_code(target):
-                caller = self.frame_at(target)
-                if caller not in found and not self._is_stub(target):
-                    found.append(caller)
+            if target is not None and self._function_start(target) == target != self._function_start(at):
+                found.append(self.frame_at(target))
+        shown = {word for word in words if self._is_code(word)} & set(rest)
+        if rest and shown and len(found) > 1 and at + 1 in rest:
+            rest = rest[rest.index(at + 1) + 1 :]  # the search has come that far already
         found += [self.frame_at(address - 1) for address in rest]
         return tuple(found)
+
+    def may_be_code(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Return which addresses lie in mappings with code."""
+        code = [one for one in self._mappings if one.is_executable]
+        starts = np.array([one.start for one in code], np.uint64)
+        ends = np.array([one.end for one in code], np.uint64)
+        row = np.searchsorted(starts, addresses, side="right") - 1
+        return (row >= 0) & (addresses < ends[np.maximum(row, 0)]) if code else np.zeros(len(addresses), np.bool_)
+
+    def is_return(self, address: int) -> bool:
+        """Tell whether an address is in code and follows a call."""
+        return self._is_code(address) and self._follows_call(address)
 
     def frame_at(self, address: int) -> Frame:
         """Return the function at an address; "[unknown]" in a module whose symbols are not there."""
@@ -157,13 +174,18 @@ class Symbols:
         start = functions.start_at(at)
         return None if start is None else address - (at - start)
 
-    def _is_frame_of(self, rest: Sequence[int], leaf: int | None) -> bool:
-        """Tell whether the frame pointers already lead to the leaf's caller."""
-        return bool(rest) and leaf is not None and self._target_before(rest[0]) == leaf
-
-    def _is_stub(self, address: int) -> bool:
-        """Tell whether nothing is known of a call's target: a stub of the procedure linkage table has no symbol."""
-        return self._function_start(address) is None
+    def _is_called_from(self, at: int, address: int) -> bool:
+        """Tell whether a return address follows a call of the function at `at`: its own, or one out of its module."""
+        if not self._follows_call(address):
+            return False
+        target = self._target_before(address)
+        start = self._function_start(at)
+        if target is not None and start is not None and target == start:
+            return True
+        if target is not None and self._function_start(target) == target:
+            return False  # a call of another function, which is over
+        here, there = self._mapping(at), self._mapping(address)
+        return here is None or there is None or here.name != there.name
 
     def _code_before(self, address: int, count: int) -> bytes:
         mapping = self._mapping(address - 1)
