@@ -4,6 +4,7 @@
 from collections.abc import Callable
 
 from memsculpt.domain.growth import GrowthRecording
+from memsculpt.errors import Refused, Vanished
 
 
 def record_growth(
@@ -11,9 +12,17 @@ def record_growth(
 ) -> GrowthRecording:
     """Return what came by page faults of the process in `for_s` seconds; Ctrl-C ends it early.
 
-    Raises Vanished, Refused (a process without memory), Unavailable (no BPF, no privilege).
+    Raises Refused (no such process, or one without memory), Unavailable (no BPF, no privilege).
     """
     from memsculpt.host.linux.growth import GrowthRecorder
 
-    with GrowthRecorder(pid, every) as recorder:
-        return recorder.record(for_s, on_progress)
+    try:
+        with GrowthRecorder(pid, every) as recorder:
+            return recorder.record(for_s, on_progress)
+    except Vanished as error:
+        raise no_such_process(pid) from error
+
+
+def no_such_process(pid: int) -> Refused:
+    """Return what to say when somebody names a process that is not there."""
+    return Refused(place=f"process {pid}", problem="is gone, or never was there", fix="name one that runs: see `ps`")

@@ -16,7 +16,7 @@ from memsculpt.domain.pages import Touches
 from memsculpt.domain.workload import Instance
 from memsculpt.doors.cli.heat_recording import Frame, Recording
 from memsculpt.errors import MemsculptError, Refused, Unavailable, Vanished
-from memsculpt.host import sources
+from memsculpt.host import drilldown, sources
 from memsculpt.host.protocol import PageReader
 from memsculpt.profile import heat
 
@@ -41,9 +41,12 @@ def record(
 ) -> Recording:
     """Return what the process touched in `for_s` seconds from now on; with `every_s` also frame by frame.
 
-    Raises Vanished where the process is gone before anything was seen, Refused, Unavailable.
+    Raises Refused where there is no such process, it ended before anything was seen or has no memory; Unavailable.
     """
-    process = sources.find_process(pid)
+    try:
+        process = sources.find_process(pid)
+    except Vanished as error:
+        raise drilldown.no_such_process(pid) from error
     choice = sources.open_source(wanted)
     try:
         reader = choice.source.open(process)
@@ -83,7 +86,7 @@ def record(
     finally:
         choice.source.close()
     if recording.touches is None:
-        raise Vanished(place=f"process {pid}")
+        raise drilldown.no_such_process(pid)
     return recording
 
 

@@ -68,7 +68,7 @@ def read_functions(path: str, name: str = "", root: str = "/") -> Functions:
             return NONE  # cut off or made up: what pyelftools stumbles over has no names for us
     rows = sorted((start, size, each) for start, (size, each) in found.items())
     starts = [row[0] for row in rows]
-    after = [*starts[1:], starts[-1] + 4096 if starts else 0]
+    after = [*starts[1:], *(start + 4096 for start in starts[-1:])]
     return Functions(
         starts=tuple(starts),
         # Assembly gives no size: such a function ends where the next one begins.
@@ -129,11 +129,13 @@ def _rust(name: str) -> str | None:
     try:
         import rust_demangler  # pyright: ignore[reportMissingTypeStubs]
         from rust_demangler.rust import TypeNotFoundError  # pyright: ignore[reportMissingTypeStubs]
+        from rust_demangler.rust_legacy import UnableToLegacyDemangle  # pyright: ignore[reportMissingTypeStubs]
+        from rust_demangler.rust_v0 import UnableTov0Demangle  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
         return None
     try:
         shown: str = rust_demangler.demangle(name)
-    except (TypeNotFoundError, ValueError, IndexError, KeyError):  # not Rust's after all
+    except (TypeNotFoundError, UnableToLegacyDemangle, UnableTov0Demangle, ValueError, LookupError):  # not Rust's
         return None
     head, mark, tail = shown.rpartition("::h")
     return head if mark and len(tail) == 16 else shown
