@@ -31,17 +31,23 @@ static __s64 pages_of(struct mm_struct *mm, int kind)
 	return count > 0 ? count : 0; /* parts of it wait on other processors, and those may be negative */
 }
 
+/*
+ * The iterator hands in a task whose type the verifier knows: its fields, and those of what it points to, are read
+ * directly, at a tenth of the cost of a helper's call each. A pointer that has become stale reads as zeros.
+ */
 static void read_process(struct task_struct *leader, struct task_record *record)
 {
-	struct signal_struct *signal = BPF_CORE_READ(leader, signal);
-	struct mm_struct *mm = BPF_CORE_READ(leader, mm);
+	struct signal_struct *signal = leader->signal;
+	struct mm_struct *mm = leader->mm;
 
-	record->cpu_ns += BPF_CORE_READ(signal, sum_sched_runtime);
-	record->minor_faults += BPF_CORE_READ(signal, min_flt);
-	record->major_faults += BPF_CORE_READ(signal, maj_flt);
-	if (bpf_core_field_exists(signal->ioac.read_bytes)) {
-		record->read_bytes += BPF_CORE_READ(signal, ioac.read_bytes);
-		record->written_bytes += BPF_CORE_READ(signal, ioac.write_bytes);
+	if (signal) {
+		record->cpu_ns += signal->sum_sched_runtime;
+		record->minor_faults += signal->min_flt;
+		record->major_faults += signal->maj_flt;
+		if (bpf_core_field_exists(signal->ioac.read_bytes)) {
+			record->read_bytes += signal->ioac.read_bytes;
+			record->written_bytes += signal->ioac.write_bytes;
+		}
 	}
 	if (!mm)
 		return;
@@ -51,34 +57,47 @@ static void read_process(struct task_struct *leader, struct task_record *record)
 	record->shmem_pages = pages_of(mm, MM_SHMEMPAGES);
 }
 
+static __u64 number_of(struct cgroup *cgroup)
+{
+	struct kernfs_node *node = cgroup ? cgroup->kn : NULL;
+
+	return node ? node->id : 0;
+}
+
 SEC("iter/task")
 int list_tasks(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct task_record record = {};
+	struct css_set *set;
+	struct cred *cred;
 
 	if (!task)
 		return 0;
-	record.pid = BPF_CORE_READ(task, tgid);
-	record.thread = BPF_CORE_READ(task, pid);
-	record.flags = BPF_CORE_READ(task, flags);
-	record.user = BPF_CORE_READ(task, real_cred, uid.val);
-	record.start_boottime_ns = BPF_CORE_READ(task, start_boottime);
-	record.cpu_ns = BPF_CORE_READ(task, se.sum_exec_runtime);
-	record.minor_faults = BPF_CORE_READ(task, min_flt);
-	record.major_faults = BPF_CORE_READ(task, maj_flt);
+	record.pid = task->tgid;
+	record.thread = task->pid;
+	record.flags = task->flags;
+	cred = task->real_cred;
+	if (cred)
+		record.user = cred->uid.val;
+	record.start_boottime_ns = task->start_boottime;
+	record.cpu_ns = task->se.sum_exec_runtime;
+	record.minor_faults = task->min_flt;
+	record.major_faults = task->maj_flt;
 	if (bpf_core_field_exists(task->ioac.read_bytes)) {
-		record.read_bytes = BPF_CORE_READ(task, ioac.read_bytes);
-		record.written_bytes = BPF_CORE_READ(task, ioac.write_bytes);
+		record.read_bytes = task->ioac.read_bytes;
+		record.written_bytes = task->ioac.write_bytes;
 	}
-	record.unified_cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
-	if (bpf_core_enum_value_exists(enum cgroup_subsys_id, memory_cgrp_id)) {
-		struct css_set *set = BPF_CORE_READ(task, cgroups);
-		struct cgroup_subsys_state *css = NULL;
-		__u32 row = bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id);
+	set = task->cgroups;
+	if (set) {
+		record.unified_cgroup = number_of(set->dfl_cgrp);
+		if (bpf_core_enum_value_exists(enum cgroup_subsys_id, memory_cgrp_id)) {
+			struct cgroup_subsys_state *css = NULL;
+			__u32 row = bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id);
 
-		bpf_core_read(&css, sizeof(css), &set->subsys[row]);
-		record.memory_cgroup = BPF_CORE_READ(css, cgroup, kn, id);
+			bpf_core_read(&css, sizeof(css), &set->subsys[row]);
+			record.memory_cgroup = BPF_CORE_READ(css, cgroup, kn, id);
+		}
 	}
 	BPF_CORE_READ_STR_INTO(&record.comm, task, comm);
 	if (record.pid == record.thread)

@@ -296,6 +296,8 @@ class Agent:
 
     def _notes(self, observation: Observation) -> tuple[str, ...]:
         notes = list(observation.notes)
+        if self.report.heat is not None:
+            notes.extend(f"pages are not looked at: {note}" for note in self.report.heat.notes)
         if self._gave_up:
             notes.append(f"{MAX_FAILURES} ticks failed in a row: every change was undone, observing only")
         if self._settings.mode is Mode.APPLY and self._journal is not None and not self._journal.writable:

@@ -14,6 +14,7 @@ from memsculpt_bench.lab import LabUnavailable
 
 BENCHES = {
     "isolation": "a cache beside two analytic jobs under one limit: five ways of managing memory",
+    "sense": "are touched pages found, and what does looking cost",
     "planning": "how long it takes to divide memory among 10,000 partitions",
 }
 
@@ -59,6 +60,9 @@ def _run(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
     if args.name == "planning":
         planning = importlib.import_module("memsculpt_bench.planning")
         return planning.run(rounds=rounds, quick=args.quick)
+    if args.name == "sense":
+        sense = importlib.import_module("memsculpt_bench.sense")
+        return sense.run(rounds=rounds, quick=args.quick, say=sense.say_to_stderr)
     rounds_module = importlib.import_module("memsculpt_bench.isolation_rounds")
     swaps = ("zram", "disk") if args.swap == "both" else (args.swap,)
     swaps = swaps[:1] if args.quick else swaps

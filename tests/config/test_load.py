@@ -331,5 +331,5 @@ def test_the_page_about_the_configuration_names_every_key():
     """docs/configuration.md has a row for each key, and no row for what is none."""
     text = (ROOT / "docs/configuration.md").read_text()
     rows = re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE)
-    known = [*keys.AGENT, *keys.OBSERVE, *keys.FORECAST, *keys.PLAN, *keys.PARTITION, "match", *keys.MATCH]
+    known = [*keys.AGENT, *keys.OBSERVE, *keys.SENSE, *keys.FORECAST, *keys.PLAN, *keys.PARTITION, "match", *keys.MATCH]
     assert sorted(rows) == sorted(known)

@@ -9,7 +9,7 @@ from typing import Self
 
 from memsculpt.domain.settings import Settings
 from memsculpt.domain.workload import CgroupPath, Instance
-from memsculpt.host.linux import LinuxHost
+from memsculpt.host import open_host
 from tests.hosts.stages import MIB, Stage
 
 CGROUPS = Path("/sys/fs/cgroup/memory")
@@ -38,7 +38,7 @@ class LinuxStage(Stage):
         assert self._answer() == "filled"
         stat = Path(f"/proc/{self._child.pid}/stat").read_text()
         self.process = Instance(pid=self._child.pid, start_ticks=int(stat.rpartition(")")[2].split()[19]))
-        self.host = LinuxHost(Settings())
+        self.host = open_host(Settings())
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -19,7 +19,7 @@ from memsculpt.domain.pages import PAGE_BYTES, Touches
 WINDOWS_S = (1.0, 10.0, 60.0, 600.0)
 HALF_LIFE_S = 30.0
 # A tick is never quite on time: a window that is this much of its length has passed.
-PASSED_RATIO = 0.9
+PASSED_RATIO = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

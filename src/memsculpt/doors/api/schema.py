@@ -37,6 +37,18 @@ class PartitionView(msgspec.Struct, kw_only=True):
     workloads: list[str]
 
 
+class HeatView(msgspec.Struct, kw_only=True):
+    """Which of a workload's pages are touched, from looks within the sensing budget."""
+
+    source: str
+    hot_bytes: int  # in blocks of which half the pages and more are touched from look to look
+    idle_bytes: int  # in blocks that were not touched for as long as they are watched
+    covered_ratio: float  # how much of the resident memory was looked at
+    interval_s: float | None  # mean time between two clears of the same memory
+    windows_s: list[float]
+    working_set_bytes: list[int | None]  # by window; None: no such window has passed yet
+
+
 class WorkloadView(msgspec.Struct, kw_only=True):
     """What is accounted as one, with its use told apart."""
 
@@ -58,6 +70,7 @@ class WorkloadView(msgspec.Struct, kw_only=True):
     cpu_ratio: float
     some_stall_ratio: float
     idle_s: float
+    heat: HeatView | None  # None: not in a partition, or sensing is off
     forecast: ForecastView
     leader: str  # the expert whose forecast weighs most; "" before the first forecast
     scored_count: int

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """GET /v1/workloads: what is accounted as one, with its use told apart."""
 
+from math import isnan
+
+from memsculpt.domain.arrays import Float64
 from memsculpt.domain.forecast import Forecasts
+from memsculpt.domain.heat import WorkloadHeat
 from memsculpt.domain.outcome import Corrections
 from memsculpt.domain.report import Report
 from memsculpt.domain.workload import WorkloadId
 from memsculpt.doors import words
-from memsculpt.doors.api.schema import ForecastView, WorkloadsView, WorkloadView
+from memsculpt.doors.api.schema import ForecastView, HeatView, WorkloadsView, WorkloadView
 
 
 def view_workloads(report: Report) -> WorkloadsView:
@@ -22,6 +26,7 @@ def list_workloads(report: Report) -> list[WorkloadView]:
     rows = seen.workloads
     forecasts = _Rows(report.forecasts, report.settings.forecast.act_horizon_s)
     scores = _scores_by_id(report.corrections)
+    heats = _heats_by_id(report.heat)
     return [
         WorkloadView(
             id=words.text_of(identity),
@@ -42,6 +47,7 @@ def list_workloads(report: Report) -> list[WorkloadView]:
             cpu_ratio=float(known.cpu_ratio[row]),
             some_stall_ratio=float(known.some_stall_ratio[row]),
             idle_s=float(known.idle_s[row]),
+            heat=heats.get(identity),
             forecast=forecasts.of(identity),
             leader=forecasts.leader_of(identity),
             scored_count=scores.get(identity, (0, 0.0))[0],
@@ -74,6 +80,31 @@ class _Rows:
     def leader_of(self, identity: WorkloadId) -> str:
         row = self._row_of.get(identity)
         return "" if self._forecasts is None or row is None else self._forecasts.leaders[row]
+
+
+def _heats_by_id(heat: WorkloadHeat | None) -> dict[WorkloadId, HeatView]:
+    if heat is None:
+        return {}
+    return {
+        identity: HeatView(
+            source=heat.source,
+            hot_bytes=int(heat.hot_bytes[row]),
+            idle_bytes=int(heat.idle_bytes[row]),
+            covered_ratio=float(heat.covered_ratio[row]),
+            interval_s=_number_or_none(float(heat.interval_s[row])),
+            windows_s=list(heat.windows_s),
+            working_set_bytes=[None if isnan(value) else int(value) for value in _floats(heat.working_set_bytes[row])],
+        )
+        for row, identity in enumerate(heat.ids)
+    }
+
+
+def _floats(values: Float64) -> list[float]:
+    return values.tolist()
+
+
+def _number_or_none(value: float) -> float | None:
+    return None if isnan(value) else value
 
 
 def _scores_by_id(corrections: Corrections | None) -> dict[WorkloadId, tuple[int, float]]:
