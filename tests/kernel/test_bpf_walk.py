@@ -106,6 +106,17 @@ def test_every_touched_page_is_found_and_no_other(source, program, kind, pattern
         reader.close()
 
 
+@pytest.mark.parametrize("kind", ["private", "shared"])
+def test_pages_that_came_last_on_another_processor_are_cleared_too(source, program, kind):
+    """They lie in a batch of that processor, where MADV_COLD alone passes them over."""
+    for _ in range(5):
+        with toucher(program, kind, 4 * MIB_PAGES + 7, cpus={OTHER_CPU}) as one:
+            reader = source.open(sources.find_process(one.pid))
+            reader.clear(hold_most_s=0.0)
+            assert not pages_from(reader.read(), one.address, one.pages).any()
+            reader.close()
+
+
 @pytest.mark.parametrize("kind", ["inherited", "copied"])
 def test_pages_of_several_processes_are_exact_or_said_to_be_unknown(source, program, kind):
     with toucher(program, kind, 16 * MIB_PAGES) as one:

@@ -9,7 +9,8 @@ cleared stays clear however much the page is used: a clear is worth something on
   is meant for soft-dirty bits, and does flush. Where the kernel keeps no soft-dirty bits the flush is all that it does;
   where it does, every page would be write-protected, so it is left alone there.
 - process_madvise(MADV_COLD) (mm/madvise.c): clears ranges and flushes, with mmap_lock held for reading. It passes over
-  pages that several processes map and over locked and huge-TLB memory, and takes pages from the active to the inactive
+  pages that several processes map, over locked and huge-TLB memory and over pages that have come so lately that they
+  are on no list yet (lru.py), and takes pages from the active to the inactive
   list: they lose their place in the kernel's own order of age, not their protection when they are touched again.
 """
 

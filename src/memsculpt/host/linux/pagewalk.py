@@ -22,7 +22,7 @@ from memsculpt.domain.workload import Instance
 from memsculpt.errors import Unavailable
 from memsculpt.host import blocks
 from memsculpt.host.bpf.pagewalk import AttachedWalker, PageWalker, joined
-from memsculpt.host.linux import clear_accessed, pagemap
+from memsculpt.host.linux import clear_accessed, lru, pagemap
 from memsculpt.host.linux.clear_accessed import Clearing
 from memsculpt.host.linux.opened import OpenedProcess
 
@@ -128,6 +128,7 @@ class WalkingReader:
 
     def _clear_parts(self, ranges: Sequence[tuple[int, int]] | None) -> tuple[Clearing, str]:
         wanted = clear_accessed.ranges_within(self._opened.mappings(), ranges)
+        lru.drain_batches()
         done = clear_accessed.clear_parts(self._opened, wanted)
         after = self._walk(ranges)
         stuck = self._stuck(after, done.refused)
