@@ -9,6 +9,8 @@ Parts, each with its own programs (tenants/toucher.c, tenants/reader.c), rounds 
     counters    all processes, 1,000 of them asleep: the kernel's own list, /proc, psutil (where it is installed)
     slowdown    a program that reads at random over all its memory: alone, and while an agent looks at it with the
                 default budget; throughput, 99.9th percentile, and what the agent took
+    growth      memory by function, of programs whose allocations are known (sense_growth.py)
+    leaks       descriptors, BPF objects and memory after 10,000 scans and 1,000 processes (sense_leaks.py)
 """
 
 import importlib
@@ -20,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,6 +37,7 @@ from memsculpt.domain.workload import Match
 from memsculpt.errors import MemsculptError
 from memsculpt.host import open_host, sources
 from memsculpt.host.protocol import Host, PageReader, PageSource
+from memsculpt_bench import sense_growth, sense_leaks
 from memsculpt_bench.contract import Figure, at_least, at_most, result
 from memsculpt_bench.known_pages import Found, Toucher, built, compare, toucher
 from memsculpt_bench.lab import LabUnavailable, zram_swap
@@ -82,6 +85,10 @@ def run(rounds: int = 5, *, quick: bool = False, say: Callable[[str], None] = la
         )
     ]
     figures["psutil_cpu_over_ours"] = at_least(50.0, ratios)
+    arms["growth"] = sense_growth.measure(rounds, say)
+    figures |= sense_growth.figures(arms["growth"])
+    arms["leaks"] = sense_leaks.measure(say, quick=quick)
+    figures |= sense_leaks.figures(arms["leaks"])
     for gib in sizes_gib:
         found = _slowdown(gib, rounds, 20.0 if quick else 60.0, say)
         arms[f"slowdown_{gib}gib"] = found
@@ -109,6 +116,7 @@ def _exactness(source: PageSource, rounds: int, gib: int, say: Callable[[str], N
         "spin_200": ("private", np.arange(pages) < 200, "s"),
     }
     told: dict[str, Any] = {}
+    smaps = sources.open_source("smaps").source
     with built("toucher") as program:
         for name, (kind, marked, how) in patterns.items():
             if name == "file" and gib * GIB > _free_disk_bytes() // 2:
@@ -126,7 +134,11 @@ def _exactness(source: PageSource, rounds: int, gib: int, say: Callable[[str], N
                 if how == "s":
                     one.touch(marked, how)
                 reader = source.open(sources.find_process(one.pid))
-                found.extend(_round(reader, one, marked, how, host) for _ in range(rounds))
+                slow = stack.enter_context(closing(smaps.open(sources.find_process(one.pid))))
+                referenced: list[int] = []
+                for _ in range(rounds):
+                    found.append(_round(reader, one, marked, how, host))
+                    referenced.append(_referenced(slow, one))
                 reader.close()
             told[name] = {
                 "recall": [each.recall for each in found],
@@ -134,6 +146,7 @@ def _exactness(source: PageSource, rounds: int, gib: int, say: Callable[[str], N
                 "touched": found[0].touched,
                 "missed": [each.touched - each.right for each in found],
                 "wrong": [each.wrong for each in found],
+                "smaps_referenced_pages": referenced,
             }
             say(f"exactness, {name}: recall {min(told[name]['recall']):.5f} at worst, wrong {max(told[name]['wrong'])}")
     return told
@@ -154,6 +167,12 @@ def _round(reader: PageReader, one: Toucher, marked: Bool, how: str, host: Host 
             touching.join(LOOK_S)
             reader.look()
     return compare(reader.read(), one.address, marked)
+
+
+def _referenced(slow: PageReader, one: Toucher) -> int:
+    """Return how many pages of the program's memory smaps counts as referenced: how many, not which."""
+    touches = slow.read([(one.address, one.address + one.pages * PAGE)])
+    return int(touches.touched.sum())
 
 
 def _exactness_figures(told: dict[str, Any]) -> dict[str, Figure]:

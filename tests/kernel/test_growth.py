@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,61 +18,12 @@ import pytest
 from memsculpt.doors.cli.command_line import main
 from memsculpt.host import drilldown
 from memsculpt.host.bpf.faults import RECORD, STATE, FaultReader
+from memsculpt_bench.known_growth import FREED_BYTES, HELD_BYTES, PYTHON, Worker, recorded
+from memsculpt_bench.known_pages import SOURCES
 
 pytestmark = [pytest.mark.needs("root"), pytest.mark.needs("page_walk"), pytest.mark.timeout(60)]
 MIB = 1 << 20
-
-GROWER = r"""
-#include <malloc.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#define NEVER __attribute__((noinline))
-char *kept[8];
-NEVER void by_memset(long n) { kept[0] = malloc(n); memset(kept[0], 1, n); __asm__ volatile(""); }
-NEVER void by_loop(long n) { char *p = malloc(n); for (long i = 0; i < n; i += 4096) p[i] = 1; kept[1] = p; }
-NEVER void freed(long n) { char *p = malloc(n); memset(p, 1, n); __asm__ volatile("" :: "r"(p) : "memory"); free(p); }
-NEVER void moved(long n) { char *p = malloc(n); memset(p, 1, n); mmap(0, 4096, 3, 0x22, -1, 0);
-	kept[2] = realloc(p, 4 * n); __asm__ volatile(""); }
-NEVER void small(long n) { for (long i = 0; i < n; i += 240) memset(malloc(232), 2, 232); __asm__ volatile(""); }
-NEVER void huge(long n) {
-	char *p = mmap(0, n + (2 << 20), 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	p = (char *)(((long)p + (2 << 20) - 1) & ~((2L << 20) - 1));
-	madvise(p, n, MADV_HUGEPAGE);
-	for (long i = 0; i < n; i += 4096) p[i] = 1;
-	kept[3] = p;
-}
-int main(void) {
-	char line[9];
-	mallopt(M_MMAP_THRESHOLD, 1 << 20); /* else it rises with what is freed, and freed memory serves the next */
-	puts("ready"); fflush(stdout);
-	while (fgets(line, 9, stdin)) {
-		by_memset(32 << 20); by_loop(16 << 20); freed(8 << 20); moved(8 << 20); huge(16 << 20); small(12 << 20);
-		puts("done"); fflush(stdout);
-	}
-	return 0;
-}
-"""
-EXPECTED_MIB = {"by_memset": 32, "by_loop": 16, "moved": 8, "huge": 16, "small": 12}
-
-
-class Program:
-    """A program that does its work once for each line."""
-
-    def __init__(self, command):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.pid = self.process.pid
-        assert self.process.stdout.readline()
-
-    def work(self):
-        self.process.stdin.write("x\n")
-        self.process.stdin.flush()
-        assert self.process.stdout.readline()
-
-    def end(self):
-        self.process.kill()
-        self.process.communicate()
+GROWER = SOURCES / "grower.c"
 
 
 @pytest.fixture
@@ -79,7 +31,7 @@ def run():
     programs = []
 
     def started(*command):
-        programs.append(Program(command))
+        programs.append(Worker(command))
         return programs[-1]
 
     yield started
@@ -93,20 +45,6 @@ def compiled(folder, source, compiler="cc", flags=("-O2",), suffix=".c"):
     (folder / f"grower{suffix}").write_text(source)
     subprocess.run([compiler, *flags, "-o", folder / "grower", folder / f"grower{suffix}"], check=True)
     return str(folder / "grower")
-
-
-def recorded(program, **options):
-    """Record while the program works, and end the recording when it is through."""
-    found = []
-    recorder = threading.Thread(
-        target=lambda: found.append(drilldown.record_growth(program.pid, for_s=1.4, **options)), daemon=True
-    )
-    seen = threading.Event()
-    recorder.start()
-    seen.wait(0.5)  # attached by then; faults before it would only be missing
-    program.work()
-    recorder.join()
-    return found[0]
 
 
 def by_name(recording):
@@ -129,12 +67,12 @@ def test_the_records_are_what_the_program_writes(name, kind):
 @pytest.mark.parametrize("flags", [("-O0",), ("-O2",), ("-O2", "-fno-omit-frame-pointer")], ids=" ".join)
 def test_each_function_is_told_within_five_percent(run, tmp_path, flags):
     """With and without frame pointers, in loops, in the C library and in huge pages; what is freed is not held."""
-    program = run(compiled(tmp_path, GROWER, flags=flags))
+    program = run(compiled(tmp_path, GROWER.read_text(), flags=flags))
     recording = recorded(program)
     found = by_name(recording)
-    for name, size_mib in EXPECTED_MIB.items():
-        assert found[name].held_total_bytes == pytest.approx(size_mib * MIB, rel=0.05), name
-    assert found["freed"].total_bytes == pytest.approx(8 * MIB, rel=0.05)
+    for name, size_bytes in HELD_BYTES.items():
+        assert found[name].held_total_bytes == pytest.approx(size_bytes, rel=0.05), name
+    assert found["freed"].total_bytes == pytest.approx(FREED_BYTES, rel=0.05)
     assert found["freed"].held_total_bytes < MIB / 4
     grown = recording.after.own_bytes - recording.before.own_bytes
     held = sum(one.held_bytes for one in recording.stacks if one.kind != "file")
@@ -142,7 +80,7 @@ def test_each_function_is_told_within_five_percent(run, tmp_path, flags):
 
 
 def test_sampled_faults_are_scaled_up(run, tmp_path):
-    program = run(compiled(tmp_path, GROWER))
+    program = run(compiled(tmp_path, GROWER.read_text()))
     recording = recorded(program, every=8)
     assert recording.sampled_every == 8
     assert by_name(recording)["by_memset"].total_bytes == pytest.approx(32 * MIB, rel=0.05)
@@ -164,12 +102,7 @@ def test_names_of_cpp_are_as_their_author_wrote_them(run, tmp_path):
 
 
 def test_a_python_program_s_growth_is_attributed(run):
-    code = (
-        "import sys\nprint('ready', flush=True)\nkept = []\n"
-        "for line in sys.stdin:\n    kept.append(bytearray(32 << 20))\n"
-        "    kept.append([float(n) for n in range(500_000)])\n    print('done', flush=True)\n"
-    )
-    recording = recorded(run(sys.executable, "-c", code))
+    recording = recorded(run(sys.executable, "-c", PYTHON))
     grown = recording.after.own_bytes - recording.before.own_bytes
     assert grown > 45 * MIB
     assert sum(one.held_bytes for one in recording.stacks if one.kind != "file") == pytest.approx(grown, rel=0.05)
@@ -225,17 +158,16 @@ def test_threads_count_and_children_do_not(run):
 
 
 def test_a_process_that_ends_gives_what_was_seen(run, tmp_path):
-    program = run(compiled(tmp_path, GROWER))
-    threading.Timer(0.9, program.process.kill).start()
-    recording = recorded(program)
+    program = run(compiled(tmp_path, GROWER.read_text()))
+    steps = iter((program.work, lambda: os.kill(program.pid, signal.SIGKILL)))
+    recording = drilldown.record_growth(program.pid, for_s=50.0, on_progress=lambda _elapsed_s, _seen: next(steps)())
     assert recording.ended == "the process ended"
     assert recording.after is None
-    assert recording.interval_s < 1.35
     assert by_name(recording)["by_loop"].total_bytes == pytest.approx(16 * MIB, rel=0.05)
 
 
 def test_the_command_tells_and_draws(run, tmp_path, capfd):
-    program = run(compiled(tmp_path, GROWER))
+    program = run(compiled(tmp_path, GROWER.read_text()))
     threading.Timer(0.8, program.work).start()
     files = {name: tmp_path / f"growth.{name}" for name in ("svg", "html", "speedscope")}
     options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
@@ -243,7 +175,7 @@ def test_the_command_tells_and_draws(run, tmp_path, capfd):
     told = json.loads(capfd.readouterr().out)
     assert told["held_bytes"] == pytest.approx(told["grown_bytes"], rel=0.01)
     assert told["dropped"] == 0
-    assert {one["function"] for one in told["functions"]} >= set(EXPECTED_MIB)
+    assert {one["function"] for one in told["functions"]} >= set(HELD_BYTES)
     assert "by_memset" in files["svg"].read_text()
     assert "<table>" in files["html"].read_text()
     profile = json.loads(files["speedscope"].read_text())["profiles"][0]
@@ -252,7 +184,7 @@ def test_the_command_tells_and_draws(run, tmp_path, capfd):
 
 
 def test_nothing_is_left_in_the_kernel(run, tmp_path):
-    program = run(compiled(tmp_path, GROWER))
+    program = run(compiled(tmp_path, GROWER.read_text()))
 
     def opened():
         return len(os.listdir("/proc/self/fd"))

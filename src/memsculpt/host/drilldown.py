@@ -8,9 +8,14 @@ from memsculpt.errors import Refused, Vanished
 
 
 def record_growth(
-    pid: int, *, for_s: float, every: int = 1, on_progress: Callable[[float, int], None] | None = None
+    pid: int,
+    *,
+    for_s: float,
+    every: int = 1,
+    on_progress: Callable[[float, int], None] | None = None,
+    until: Callable[[], bool] | None = None,
 ) -> GrowthRecording:
-    """Return what came by page faults of the process in `for_s` seconds; Ctrl-C ends it early.
+    """Return what came by page faults of the process in `for_s` seconds; Ctrl-C or `until` ends it early.
 
     Raises Refused (no such process, or one without memory), Unavailable (no BPF, no privilege).
     """
@@ -18,7 +23,7 @@ def record_growth(
 
     try:
         with GrowthRecorder(pid, every) as recorder:
-            return recorder.record(for_s, on_progress)
+            return recorder.record(for_s, on_progress, until)
     except Vanished as error:
         raise no_such_process(pid) from error
 

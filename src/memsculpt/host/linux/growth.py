@@ -89,8 +89,16 @@ class GrowthRecorder:
         self._symbols.close()
         self._opened.close()
 
-    def record(self, for_s: float, on_progress: Callable[[float, int], None] | None = None) -> GrowthRecording:
-        """Record for so long, or until the process ends or Ctrl-C; return what was seen. Raises Unavailable."""
+    def record(
+        self,
+        for_s: float,
+        on_progress: Callable[[float, int], None] | None = None,
+        until: Callable[[], bool] | None = None,
+    ) -> GrowthRecording:
+        """Record for so long, or until the process ends, `until` says so, or Ctrl-C; return what was seen.
+
+        Raises Unavailable.
+        """
         faults = self._faults
         if faults is None:
             raise ValueError("the recorder is closed")
@@ -108,6 +116,8 @@ class GrowthRecorder:
                     ended = "the process ended"
                     break
                 self._drain(faults)
+                if until is not None and until():
+                    break
                 if time.monotonic() - surveyed_s >= SURVEY_S:
                     self._survey()
                     surveyed_s = time.monotonic()
