@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from memsculpt.domain.heat import LookAt, Looked, LookKind
 from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES, Grain, Mapping, Touches
+from memsculpt.domain.settings import SenseSettings
 from memsculpt.domain.workload import Instance
 from memsculpt.profile import heat, sensing
+from tests.profile.world import running, see, watch
 
 BLOCK = 16 * PAGE_BYTES
 
@@ -161,6 +163,39 @@ def test_the_summary_tells_what_is_hot():
     assert summary.working_set_bytes[0, 1] == 4 * REGION_BYTES
     assert np.isnan(summary.working_set_bytes[0, 3])
     assert summary.interval_s.tolist() == [10.0]
+
+
+def test_what_the_budget_does_not_reach_is_told_from_a_part():
+    """3 GiB, all of it touched all the time, and a budget for a slice a second: windows that pass are not missed."""
+    regions = 1536
+    whole = many(regions)
+    job = running(at_s=0.0, anon=3072.0, pid=10)
+    state = sensing.SensingState()
+    for second in range(1, 31):
+        observation = see(float(second), job, partition="p")
+        (profiles,) = watch(observation)
+        state, tasks = sensing.choose(
+            state, observation, profiles, SenseSettings(budget_ratio=0.018), touch_cost_s=1e-6
+        )
+        turns = [task for task in tasks if task.kind is LookKind.TURN]
+        assert len(turns) <= 2
+        done = []
+        for task in tasks:
+            rows = (whole.starts >= task.start) & (whole.starts < task.end) if task.end else whole.starts >= 0
+            part = touches(*[0xFFFF] * int(rows.sum()), start=task.start)
+            done.append(
+                Looked(task=task, at_s=float(second), cpu_s=1e-5, touches=part, cleared=task.kind is LookKind.TURN)
+            )
+        state = sensing.absorb(state, done, touch_cost_s=1e-6)
+    summary = sensing.summarize(state, source="bpf", now_s=30.0)
+    assert 0.3 < summary.covered_ratio[0] < 0.7
+    assert summary.working_set_bytes[0, 0] == regions * REGION_BYTES
+    assert summary.working_set_bytes[0, 1] == regions * REGION_BYTES
+    assert summary.spent_ratio <= 0.02
+    (process,) = state.processes.values()
+    seen = [part.heat is not None for part in process.slices]
+    assert any(seen[: len(seen) // 4])
+    assert any(seen[-len(seen) // 4 :])  # all over, not from the lowest address on
 
 
 def test_a_process_that_is_gone_is_forgotten_and_one_that_is_denied_is_left_alone():

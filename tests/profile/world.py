@@ -57,8 +57,8 @@ class Job:
         return sum(each.anon for each in self.processes) if self.anon is None else self.anon
 
 
-def see(time_s: float, *jobs: Job, loose: tuple[Process, ...] = ()) -> Observation:
-    """What the host would report of `jobs`, and of `loose` processes that belong to no workload."""
+def see(time_s: float, *jobs: Job, loose: tuple[Process, ...] = (), partition: str | None = None) -> Observation:
+    """What the host would report of `jobs`, all of them in `partition`, and of `loose` processes of no workload."""
     jobs = tuple(sorted(jobs, key=lambda each: each.name))
     owned = [(process, row) for row, job in enumerate(jobs) for process in job.processes]
     rows = sorted([*owned, *((process, -1) for process in loose)], key=lambda each: each[0].pid)
@@ -102,7 +102,7 @@ def see(time_s: float, *jobs: Job, loose: tuple[Process, ...] = ()) -> Observati
         ),
         workloads=Workloads(
             ids=tuple(WorkloadId(job.name) for job in jobs),
-            partitions=(None,) * len(jobs),
+            partitions=(partition,) * len(jobs),
             cgroups=(None,) * len(jobs),
             instance_keys=count(lambda job: job.instance),
             resident_bytes=mib(lambda job: job.held_anon + job.file + job.shmem),

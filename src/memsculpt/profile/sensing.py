@@ -43,6 +43,8 @@ COST_WEIGHT = 0.2
 STALL_RATIO = 0.02
 GROWTH_PER_S = 0.01
 MOST_URGENT = 4.0
+# Intervals that memory which never had a turn has waited, as it were.
+NEVER_SEEN = 1e6
 HOT = 0.5
 IDLE_LEAST_S = 30.0
 TROUBLE_PAUSE_S = 300.0
@@ -113,7 +115,8 @@ def choose(
     urgency = _urgency(profiles)
     tasks: list[LookAt] = []
     offers = sorted(
-        _offers(state, wanted, urgency, settings, now_s, touch_cost_s), key=lambda offer: (-offer[0], offer[2].start)
+        _offers(state, wanted, urgency, settings, now_s, touch_cost_s),
+        key=lambda offer: (-offer[0], _scattered(offer[2].start)),
     )
     for _, cost_s, task in offers:
         # What costs more than was ever saved up is done when all of that is there, and paid off afterwards.
@@ -121,7 +124,7 @@ def choose(
             break
         saved_s -= cost_s
         tasks.append(task)
-    return state, tuple(tasks)
+    return state, _without_needless(tasks)
 
 
 def absorb(state: SensingState, results: Iterable[Looked], *, touch_cost_s: float) -> SensingState:
@@ -242,21 +245,32 @@ def _offers(
         if _needs_survey(sensed, resident_bytes, settings, now_s):
             cost_s = state.read_s_per_gib * max(resident_bytes, REGION_BYTES) / (1 << 30)
             # Nothing else can be done before; later it can wait for those whose turn it is.
-            urgent = MOST_URGENT * 2.0 if not sensed.slices else weight
+            urgent = NEVER_SEEN * MOST_URGENT * 2.0 if not sensed.slices else weight
             yield urgent, cost_s, LookAt(kind=LookKind.SURVEY, process=process)
         for one in sensed.slices:
             size_gib = max(one.resident_pages * PAGE_BYTES, REGION_BYTES) / (1 << 30)
             waited_s = now_s - one.heat.cleared_at_s if one.heat is not None else float("inf")
-            kind = _kind_of(one, waited_s, settings)
-            if kind is None:
-                continue
-            if kind is LookKind.TURN:
-                cost_s = state.turn_s_per_gib * size_gib + touch_cost_s * one.touched_pages
-                urgent = weight * min(waited_s / settings.interval_s, 1e6)
-            else:
-                cost_s = state.read_s_per_gib * size_gib
-                urgent = weight * MOST_URGENT  # cheap, and its moment passes
-            yield urgent, cost_s, LookAt(kind=kind, process=process, start=one.start, end=one.end)
+            task = LookAt(kind=LookKind.PROBE, process=process, start=one.start, end=one.end)
+            if one.heat is not None and one.probed < len(WINDOWS_S):
+                window_s = WINDOWS_S[one.probed]
+                if waited_s >= window_s * heat.PASSED_RATIO:  # cheap, and its moment passes
+                    yield weight * NEVER_SEEN * 2.0, state.read_s_per_gib * size_gib, task
+            if waited_s >= settings.interval_s:
+                touched = one.touched_pages if one.heat is not None else one.resident_pages  # never seen: the worst
+                cost_s = state.turn_s_per_gib * size_gib + touch_cost_s * touched
+                urgent = weight * min(waited_s / settings.interval_s, NEVER_SEEN)
+                yield urgent, cost_s, replace(task, kind=LookKind.TURN)
+
+
+def _without_needless(tasks: Sequence[LookAt]) -> tuple[LookAt, ...]:
+    """Return the tasks without probes of what has its turn now, which reads it as well."""
+    turns = {(task.process, task.start) for task in tasks if task.kind is LookKind.TURN}
+    return tuple(task for task in tasks if task.kind is not LookKind.PROBE or (task.process, task.start) not in turns)
+
+
+def _scattered(address: int) -> int:
+    """Return a place in a fixed order that jumps about: the first few slices then stand for the whole (Knuth's hash)."""
+    return (address // REGION_BYTES) * 2_654_435_761 % (1 << 32)
 
 
 def _needs_survey(sensed: Sensed, resident_bytes: int, settings: SenseSettings, now_s: float) -> bool:
@@ -264,15 +278,6 @@ def _needs_survey(sensed: Sensed, resident_bytes: int, settings: SenseSettings, 
         return True
     change = abs(resident_bytes - sensed.surveyed_bytes)
     return now_s - sensed.surveyed_at_s >= settings.interval_s / 2 and change > CHANGED_RATIO * sensed.surveyed_bytes
-
-
-def _kind_of(one: Slice, waited_s: float, settings: SenseSettings) -> LookKind | None:
-    if waited_s >= settings.interval_s:
-        # A window that has just passed is looked at first, without a clear, if the turn may still be far.
-        return LookKind.TURN
-    if one.probed < len(WINDOWS_S) and waited_s >= WINDOWS_S[one.probed] * heat.PASSED_RATIO:
-        return LookKind.PROBE
-    return None
 
 
 def _absorbed(sensed: Sensed, one: Looked) -> Sensed:
