@@ -280,11 +280,13 @@ def _slowdown(gib: int, rounds: int, for_s: float, say: Callable[[str], None]) -
             alone, sensed = pair["alone"], pair["sensed"]
             told["loss"].append(1.0 - sensed["ops_per_s"] / alone["ops_per_s"])
             told["p999_rise"].append(sensed["p999_ns"] / alone["p999_ns"] - 1.0)
-            told["sensing_cpu"].append(sensed["sensing_ratio"])
+            # What the agent takes more for it, and what it makes the program pay.
+            told["sensing_cpu"].append(sensed["agent_ratio"] - alone["agent_ratio"] + sensed["paid_ratio"])
             told["agent_cpu"].append(sensed["agent_ratio"])
             say(
                 f"slowdown at {gib} GiB: throughput {-100 * told['loss'][-1]:+.2f} %, p99.9 "
-                f"{100 * told['p999_rise'][-1]:+.1f} %, sensing {100 * told['sensing_cpu'][-1]:.2f} % of a core, "
+                f"{100 * told['p999_rise'][-1]:+.1f} %, sensing {100 * told['sensing_cpu'][-1]:.2f} % of a core "
+                f"({100 * sensed['paid_ratio']:.2f} % of it the program's), "
                 f"looked at {100 * sensed['covered_ratio']:.0f} %"
             )
     return told
@@ -326,6 +328,7 @@ class _Watching:
         return {
             "agent_ratio": (time.process_time() - cpu_s) / taken_s,
             "sensing_ratio": heat.spent_ratio if heat is not None else 0.0,
+            "paid_ratio": heat.paid_ratio if heat is not None else 0.0,
             "covered_ratio": covered,
         }
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from memsculpt.domain.pages import PAGE_BYTES
+from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES
 from memsculpt.errors import Vanished
 from memsculpt.host.protocol import PageReader
 from tests.hosts.stages import Stage, offers
@@ -49,10 +49,21 @@ def test_a_part_can_be_read_and_cleared_alone(stage: Stage, reader: PageReader):
 
 
 @offers("page_walk")
+def test_a_survey_tells_where_there_is_memory(stage: Stage, reader: PageReader):
+    extents = reader.survey()
+    assert (extents.regions % REGION_BYTES == 0).all()
+    assert (extents.regions[1:] > extents.regions[:-1]).all()
+    assert int(extents.present.sum()) == pytest.approx(int(reader.read().present.sum()), abs=stage.slack_bytes)
+    assert int(extents.present.sum()) * PAGE_BYTES >= stage.memory_bytes - stage.slack_bytes
+
+
+@offers("page_walk")
 def test_who_has_ended_is_vanished(stage: Stage, reader: PageReader):
     stage.end_process()
     with pytest.raises(Vanished):
         reader.read()
+    with pytest.raises(Vanished):
+        reader.survey()
     with pytest.raises(Vanished):
         reader.clear()
     with pytest.raises(Vanished):

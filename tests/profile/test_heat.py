@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsculpt.domain.heat import LookAt, Looked, LookKind
-from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES, Grain, Mapping, Touches
+from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES, Extents, Grain, Mapping, Touches
 from memsculpt.domain.settings import SenseSettings
 from memsculpt.domain.workload import Instance
 from memsculpt.profile import heat, sensing
@@ -115,19 +115,27 @@ def many(regions):
     return touches(*([0xFFFF] * (32 * regions)))
 
 
+def extents(regions):
+    addresses = np.arange(regions, dtype=np.int64) * REGION_BYTES
+    return Extents(regions=addresses, present=np.full(regions, 512, np.int64))
+
+
 def test_slices_hold_64_mib_and_cover_everything():
-    parts = sensing.slices_from(many(80))
+    parts = sensing.slices_from(extents(80))
     assert parts[0].start == 0
     assert parts[-1].end == 80 * REGION_BYTES
     assert all(one.end == after.start for one, after in pairwise(parts))
     assert all(one.resident_pages * PAGE_BYTES <= sensing.SLICE_BYTES for one in parts)
     assert sum(one.resident_pages for one in parts) == 80 * 512
-    assert sensing.slices_from(many(0)) == ()
+    assert sensing.slices_from(extents(0)) == ()
 
 
 def looked(task, at_s, regions):
+    """What an agent finds that looks at memory of so many regions, all of it touched."""
+    if task.kind is LookKind.SURVEY:
+        return Looked(task=task, at_s=at_s, cpu_s=1e-4, extents=extents(regions))
     told = many(regions)
-    rows = (told.starts >= task.start) & (told.starts < task.end) if task.end else np.ones(len(told.starts), bool)
+    rows = (told.starts >= task.start) & (told.starts < task.end)
     part = touches(*[0xFFFF] * int(rows.sum()), start=task.start)
     return Looked(task=task, at_s=at_s, cpu_s=1e-4, touches=part, cleared=task.kind is LookKind.TURN)
 
@@ -168,7 +176,6 @@ def test_the_summary_tells_what_is_hot():
 def test_what_the_budget_does_not_reach_is_told_from_a_part():
     """3 GiB, all of it touched all the time, and a budget for a slice a second: windows that pass are not missed."""
     regions = 1536
-    whole = many(regions)
     job = running(at_s=0.0, anon=3072.0, pid=10)
     state = sensing.SensingState()
     for second in range(1, 31):
@@ -179,13 +186,7 @@ def test_what_the_budget_does_not_reach_is_told_from_a_part():
         )
         turns = [task for task in tasks if task.kind is LookKind.TURN]
         assert len(turns) <= 2
-        done = []
-        for task in tasks:
-            rows = (whole.starts >= task.start) & (whole.starts < task.end) if task.end else whole.starts >= 0
-            part = touches(*[0xFFFF] * int(rows.sum()), start=task.start)
-            done.append(
-                Looked(task=task, at_s=float(second), cpu_s=1e-5, touches=part, cleared=task.kind is LookKind.TURN)
-            )
+        done = [looked(task, float(second), regions) for task in tasks]
         state = sensing.absorb(state, done, touch_cost_s=1e-6)
     summary = sensing.summarize(state, source="bpf", now_s=30.0)
     assert 0.3 < summary.covered_ratio[0] < 0.7

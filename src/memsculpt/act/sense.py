@@ -102,8 +102,9 @@ class Sensor:
 
         try:
             reader = self._reader(task.process)
+            touches = extents = None
             if task.kind is LookKind.SURVEY:
-                touches = reader.read()
+                extents = reader.survey()
             elif task.kind is LookKind.PROBE:
                 touches = reader.read([(task.start, task.end)])
             else:
@@ -124,6 +125,7 @@ class Sensor:
             at_s=self._host.now_s(),
             cpu_s=time.thread_time() - begin_cpu_s,
             touches=touches,
+            extents=extents,
             cleared=task.kind is LookKind.TURN,
         )
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from memsculpt.domain.arrays import Float64, Int64, freeze_columns
-from memsculpt.domain.pages import Touches
+from memsculpt.domain.pages import Extents, Touches
 from memsculpt.domain.workload import Instance, WorkloadId
 
 
 class LookKind(StrEnum):
     """What is done with a stretch of memory."""
 
-    SURVEY = "survey"  # read everything, to know what there is
+    SURVEY = "survey"  # find out where there is memory
     PROBE = "probe"  # read what was touched since the clear
     TURN = "turn"  # read it, and clear: a new interval begins
 
@@ -34,7 +34,8 @@ class Looked:
     task: LookAt
     at_s: float  # host's clock, when the bits were read
     cpu_s: float  # processor time that it took the agent
-    touches: Touches | None = None  # None: the process is gone, or may not be looked at
+    touches: Touches | None = None  # None: a survey, or the process is gone, or may not be looked at
+    extents: Extents | None = None  # of a survey
     cleared: bool = False
     problem: str = ""  # why not
     is_gone: bool = False
@@ -58,6 +59,7 @@ class WorkloadHeat:
     interval_s: Float64  # mean time between two clears of the same memory, NaN before the second
     source: str = ""
     spent_ratio: float = 0.0  # of one processor, lately: the agent's own and what the programs paid
+    paid_ratio: float = 0.0  # of that, what the programs paid
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

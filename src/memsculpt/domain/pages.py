@@ -106,6 +106,18 @@ class Touches:
         freeze_columns(self, names, self.starts.shape)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Extents:
+    """Where a process has memory: regions of 2 MiB, ascending, shape (n_regions,)."""
+
+    regions: Int64  # address of each one's first byte
+    present: Int64  # pages in memory; a region with swapped pages alone has 0
+
+    def __post_init__(self) -> None:
+        """Check the shapes, and let nobody write."""
+        freeze_columns(self, ("regions", "present"), self.regions.shape)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cleared:
     """What it took to begin a new interval."""

@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memsculpt.domain.arrays import Int64
-from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES, Bits, Grain, Mapping, PageBits, Touches
+from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES, Bits, Extents, Grain, Mapping, PageBits, Touches
 
 WORD_PAGES = 16
 WORD_BYTES = WORD_PAGES * PAGE_BYTES  # 64 KiB: a block
@@ -53,6 +53,14 @@ def touches_from(bits: PageBits, mappings: tuple[Mapping, ...], unknown: PageBit
         is_huge=is_huge,
         is_complete=bits.is_complete,
     )
+
+
+def extents_from(touches: Touches) -> Extents:
+    """Return where there is memory, for sources that know it by their own rows: a row counts where it begins."""
+    regions = touches.starts // REGION_BYTES * REGION_BYTES
+    firsts = np.flatnonzero(np.diff(regions, prepend=-1))
+    present = np.add.reduceat(touches.present, firsts) if len(firsts) else np.empty(0, np.int64)
+    return Extents(regions=regions[firsts], present=present)
 
 
 def _words(bits: Bits) -> Words:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from memsculpt.domain.observation import Observation
-from memsculpt.domain.pages import Cleared, Grain, Touches
+from memsculpt.domain.pages import Cleared, Extents, Grain, Touches
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings
 from memsculpt.domain.workload import CgroupPath, Instance
@@ -103,6 +103,10 @@ class PageReader(Protocol):
 
         DAMON and the kernel's reclaim do, and without a flush. The more often is looked, the less they hide.
         """
+        ...
+
+    def survey(self) -> Extents:
+        """Return where the process has memory; changes nothing, and costs less than a read of everything."""
         ...
 
     def read(self, ranges: Sequence[tuple[int, int]] | None = None) -> Touches:

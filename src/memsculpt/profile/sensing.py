@@ -20,9 +20,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from memsculpt.domain.arrays import Int64
 from memsculpt.domain.heat import LookAt, Looked, LookKind, WorkloadHeat
 from memsculpt.domain.observation import Observation
-from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES, Touches
+from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES, Extents, Touches
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import SenseSettings
 from memsculpt.domain.workload import Instance, WorkloadId
@@ -35,9 +36,10 @@ SURVEY_INTERVALS = 6.0
 CHANGED_RATIO = 0.25
 # Unused budget is saved up for so long; more would let it burst.
 SAVED_S = 5.0
-# Before anything was measured: processor seconds for a GiB (reference machine: read 2 ms, read and clear 14 ms).
-FIRST_READ_S_PER_GIB = 0.004
-FIRST_TURN_S_PER_GIB = 0.02
+# Before anything was measured: processor seconds for a GiB, on a machine whose caches others use.
+FIRST_SURVEY_S_PER_GIB = 0.001
+FIRST_READ_S_PER_GIB = 0.01
+FIRST_TURN_S_PER_GIB = 0.05
 COST_WEIGHT = 0.2
 # Stall and growth that make a workload count twice as much; four times is the most.
 STALL_RATIO = 0.02
@@ -61,6 +63,8 @@ class Slice:
     touched_pages: int = 0  # at its last turn
     heat: HeatState | None = None  # None: it had no turn yet
     probed: int = 0  # windows that were looked at since the last turn
+    hot_rows: int = 0  # as of the last look, of the rows of `heat`
+    idle_rows: int = 0
     interval_s: float = float("nan")  # between its last two turns
 
 
@@ -83,10 +87,12 @@ class SensingState:
     processes: Mapping[Instance, Sensed] = field(default_factory=dict[Instance, Sensed])
     time_s: float | None = None
     saved_s: float = 0.0  # processor time that may be spent now; negative: overdrawn
+    survey_s_per_gib: float = FIRST_SURVEY_S_PER_GIB
     read_s_per_gib: float = FIRST_READ_S_PER_GIB
     turn_s_per_gib: float = FIRST_TURN_S_PER_GIB
     spent_s: float = 0.0  # since the start
-    marks: tuple[tuple[float, float], ...] = ()  # (time, spent) of the last minute
+    paid_s: float = 0.0  # of that, by the programs that were looked at
+    marks: tuple[tuple[float, float, float], ...] = ()  # (time, spent, paid) of the last minute
 
 
 def choose(
@@ -130,14 +136,18 @@ def choose(
 def absorb(state: SensingState, results: Iterable[Looked], *, touch_cost_s: float) -> SensingState:
     """Return the state after what came of the tasks."""
     processes = dict(state.processes)
-    saved_s, spent_s = state.saved_s, state.spent_s
-    read_cost, turn_cost = state.read_s_per_gib, state.turn_s_per_gib
+    saved_s, spent_s, paid_s = state.saved_s, state.spent_s, state.paid_s
+    read_cost, turn_cost, survey_cost = state.read_s_per_gib, state.turn_s_per_gib, state.survey_s_per_gib
     for one in results:
         sensed = processes.get(one.task.process)
         cost_s = one.cpu_s
         if sensed is None:
             continue
-        if one.touches is None:
+        if one.extents is not None:
+            gib = _gib(one.extents.present)
+            survey_cost += COST_WEIGHT * (one.cpu_s / gib - survey_cost)
+            processes[one.task.process] = _surveyed(sensed, one.extents, one.at_s)
+        elif one.touches is None:
             if one.is_gone:
                 del processes[one.task.process]
             else:
@@ -145,9 +155,11 @@ def absorb(state: SensingState, results: Iterable[Looked], *, touch_cost_s: floa
                     sensed, problem=one.problem, paused_until_s=one.at_s + TROUBLE_PAUSE_S
                 )
         else:
-            gib = max(int(one.touches.present.sum()) * PAGE_BYTES, REGION_BYTES) / (1 << 30)
+            gib = _gib(one.touches.present)
             if one.cleared:
-                cost_s += touch_cost_s * int(one.touches.touched.sum())
+                touch_s = touch_cost_s * int(one.touches.touched.sum())
+                cost_s += touch_s
+                paid_s += touch_s
                 turn_cost += COST_WEIGHT * (one.cpu_s / gib - turn_cost)
             else:
                 read_cost += COST_WEIGHT * (one.cpu_s / gib - read_cost)
@@ -159,7 +171,9 @@ def absorb(state: SensingState, results: Iterable[Looked], *, touch_cost_s: floa
         processes=processes,
         saved_s=saved_s,
         spent_s=spent_s,
+        paid_s=paid_s,
         read_s_per_gib=read_cost,
+        survey_s_per_gib=survey_cost,
         turn_s_per_gib=turn_cost,
     )
 
@@ -171,8 +185,9 @@ def summarize(state: SensingState, *, source: str, now_s: float) -> WorkloadHeat
         if sensed.slices:
             groups.setdefault(sensed.workload, []).append(sensed)
     ids = tuple(sorted(groups))
-    rows = [_summary([part for one in groups[name] for part in one.slices], now_s) for name in ids]
-    first_s, first_spent_s = state.marks[0] if state.marks else (now_s, state.spent_s)
+    rows = [_summary([part for one in groups[name] for part in one.slices]) for name in ids]
+    first_s, first_spent_s, first_paid_s = state.marks[0] if state.marks else (now_s, state.spent_s, state.paid_s)
+    elapsed_s = now_s - first_s
     problems = sorted({one.problem for one in state.processes.values() if one.problem})
     return WorkloadHeat(
         ids=ids,
@@ -184,19 +199,17 @@ def summarize(state: SensingState, *, source: str, now_s: float) -> WorkloadHeat
         covered_ratio=np.array([row[4] for row in rows], np.float64),
         interval_s=np.array([row[5] for row in rows], np.float64),
         source=source,
-        spent_ratio=(state.spent_s - first_spent_s) / (now_s - first_s) if now_s > first_s else 0.0,
+        spent_ratio=(state.spent_s - first_spent_s) / elapsed_s if elapsed_s > 0.0 else 0.0,
+        paid_ratio=(state.paid_s - first_paid_s) / elapsed_s if elapsed_s > 0.0 else 0.0,
         notes=tuple(problems),
     )
 
 
-def slices_from(touches: Touches) -> tuple[Slice, ...]:
+def slices_from(extents: Extents) -> tuple[Slice, ...]:
     """Return the slices of an address space: runs of regions with at most SLICE_BYTES of resident memory."""
-    regions = touches.starts // REGION_BYTES
-    firsts = np.flatnonzero(np.diff(regions, prepend=-1))
-    if not len(firsts):
+    starts, pages = extents.regions, extents.present
+    if not len(starts):
         return ()
-    pages = np.add.reduceat(touches.present, firsts)
-    starts = regions[firsts] * REGION_BYTES
     groups = np.cumsum(pages) * PAGE_BYTES // SLICE_BYTES
     edges = np.flatnonzero(np.diff(groups, prepend=-1))
     ends = [*(starts[edges[1:] - 1] + REGION_BYTES).tolist(), int(starts[-1]) + REGION_BYTES]
@@ -243,7 +256,7 @@ def _offers(
         name, resident_bytes = wanted[process]
         weight = urgency.get(name, 1.0)
         if _needs_survey(sensed, resident_bytes, settings, now_s):
-            cost_s = state.read_s_per_gib * max(resident_bytes, REGION_BYTES) / (1 << 30)
+            cost_s = state.survey_s_per_gib * max(resident_bytes, REGION_BYTES) / (1 << 30)
             # Nothing else can be done before; later it can wait for those whose turn it is.
             urgent = NEVER_SEEN * MOST_URGENT * 2.0 if not sensed.slices else weight
             yield urgent, cost_s, LookAt(kind=LookKind.SURVEY, process=process)
@@ -269,7 +282,7 @@ def _without_needless(tasks: Sequence[LookAt]) -> tuple[LookAt, ...]:
 
 
 def _scattered(address: int) -> int:
-    """Return a place in a fixed order that jumps about: the first few slices then stand for the whole (Knuth's hash)."""
+    """Return a place in a fixed order that jumps about: the first few slices stand for the whole (Knuth's hash)."""
     return (address // REGION_BYTES) * 2_654_435_761 % (1 << 32)
 
 
@@ -280,18 +293,24 @@ def _needs_survey(sensed: Sensed, resident_bytes: int, settings: SenseSettings, 
     return now_s - sensed.surveyed_at_s >= settings.interval_s / 2 and change > CHANGED_RATIO * sensed.surveyed_bytes
 
 
+def _gib(pages: Int64) -> float:
+    return max(int(pages.sum()) * PAGE_BYTES, REGION_BYTES) / (1 << 30)
+
+
+def _surveyed(sensed: Sensed, extents: Extents, at_s: float) -> Sensed:
+    return replace(
+        sensed,
+        surveyed_at_s=at_s,
+        surveyed_bytes=int(extents.present.sum()) * PAGE_BYTES,
+        slices=_kept(sensed.slices, slices_from(extents)),
+        problem="",
+    )
+
+
 def _absorbed(sensed: Sensed, one: Looked) -> Sensed:
     touches = one.touches
     if touches is None:
         raise ValueError("nothing was read")
-    if one.task.kind is LookKind.SURVEY:
-        return replace(
-            sensed,
-            surveyed_at_s=one.at_s,
-            surveyed_bytes=int(touches.present.sum()) * PAGE_BYTES,
-            slices=_kept(sensed.slices, slices_from(touches)),
-            problem="",
-        )
     slices = tuple(
         _looked_at(part, touches, one) if part.start == one.task.start and part.end == one.task.end else part
         for part in sensed.slices
@@ -312,8 +331,15 @@ def _looked_at(part: Slice, touches: Touches, one: Looked) -> Slice:
     if part.heat is None:
         # Before the first clear the bits tell nothing but that a page was touched at some time.
         return replace(part, heat=heat.begin(one.at_s)) if one.cleared else part
+    began_s = part.heat.cleared_at_s
     known = heat.update(part.heat, touches, one.at_s, cleared=one.cleared)
-    probed = sum(one.at_s - part.heat.cleared_at_s >= window_s * heat.PASSED_RATIO for window_s in WINDOWS_S)
+    least_s = np.maximum(np.minimum(WINDOWS_S[-1], one.at_s - known.known_since_s), IDLE_LEAST_S)
+    part = replace(
+        part,
+        hot_rows=int((known.heat >= HOT).sum()),
+        idle_rows=int((known.idle_s(one.at_s) >= least_s).sum()),
+    )
+    probed = sum(one.at_s - began_s >= window_s * heat.PASSED_RATIO for window_s in WINDOWS_S)
     if not one.cleared:
         return replace(part, heat=known, probed=probed)
     return replace(
@@ -322,11 +348,11 @@ def _looked_at(part: Slice, touches: Touches, one: Looked) -> Slice:
         probed=0,
         touched_pages=int(touches.touched.sum()),
         resident_pages=int(touches.present.sum()),
-        interval_s=one.at_s - part.heat.cleared_at_s,
+        interval_s=one.at_s - began_s,
     )
 
 
-def _summary(slices: Sequence[Slice], now_s: float) -> tuple[int, int, int, list[float], float, float]:
+def _summary(slices: Sequence[Slice]) -> tuple[int, int, int, list[float], float, float]:
     resident = sum(one.resident_pages for one in slices)
     hot = idle = 0
     measured = [0] * len(WINDOWS_S)
@@ -339,10 +365,8 @@ def _summary(slices: Sequence[Slice], now_s: float) -> tuple[int, int, int, list
             continue
         covered += one.resident_pages
         share = one.resident_pages / max(len(state.starts), 1)  # rows are alike: a row stands for so many pages
-        hot += int(share * int((state.heat >= HOT).sum()))
-        watched_s = now_s - state.known_since_s
-        least_s = np.maximum(np.minimum(WINDOWS_S[-1], watched_s), IDLE_LEAST_S)
-        idle += int(share * int((state.idle_s(now_s) >= least_s).sum()))
+        hot += int(share * one.hot_rows)
+        idle += int(share * one.idle_rows)
         if one.interval_s == one.interval_s:
             intervals.append(one.interval_s)
         for number, found in enumerate(state.working_sets):
@@ -363,6 +387,6 @@ def _summary(slices: Sequence[Slice], now_s: float) -> tuple[int, int, int, list
     )
 
 
-def _marks(state: SensingState, now_s: float) -> tuple[tuple[float, float], ...]:
+def _marks(state: SensingState, now_s: float) -> tuple[tuple[float, float, float], ...]:
     kept = tuple(mark for mark in state.marks if mark[0] > now_s - SHARE_MARKS_S)
-    return (*kept, (now_s, state.spent_s))
+    return (*kept, (now_s, state.spent_s, state.paid_s))

@@ -96,10 +96,20 @@ def read_entries(descriptor: int, ranges: list[tuple[int, int]], flags: int) -> 
     return runs.joined(parts)
 
 
-def read_region(descriptor: int, address: int, pages: int) -> UInt64:
-    """Return the entries of `pages` pages from `address` on; zeros past the last address. Raises OSError."""
-    content = os.pread(descriptor, pages * ENTRY_BYTES, address // PAGE * ENTRY_BYTES)
-    return np.frombuffer(content.ljust(pages * ENTRY_BYTES, b"\0"), dtype=np.uint64)
+def read_regions(descriptor: int, addresses: list[int], pages: int) -> UInt64:
+    """Return the entries of `pages` pages from each of the ascending `addresses` on, shape (n, pages).
+
+    Regions that touch are read in one call; zeros past the last address. Raises OSError.
+    """
+    found = np.zeros((len(addresses), pages), np.uint64)
+    first = 0
+    for row in range(1, len(addresses) + 1):
+        if row == len(addresses) or addresses[row] != addresses[row - 1] + pages * PAGE:
+            content = os.pread(descriptor, (row - first) * pages * ENTRY_BYTES, addresses[first] // PAGE * ENTRY_BYTES)
+            entries = np.frombuffer(content[: len(content) // ENTRY_BYTES * ENTRY_BYTES], np.uint64)
+            found[first:row].reshape(-1)[: len(entries)] = entries
+            first = row
+    return found
 
 
 def touched_ranges(descriptor: int, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

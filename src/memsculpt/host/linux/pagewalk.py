@@ -13,6 +13,7 @@ from memsculpt.domain.pages import (
     REGION_BYTES,
     REGION_PAGES,
     Cleared,
+    Extents,
     Grain,
     PageBits,
     Touches,
@@ -28,8 +29,10 @@ from memsculpt.host.linux.opened import OpenedProcess
 
 # A process may be kept from mapping memory for so long at once; where clear_refs would take longer, parts are cleared.
 HOLD_MOST_S = 0.05
-# In a turn so much is cleared at once: of a gigabyte that is read at random, one access in 256 is slower for a moment.
+# In a turn so much is cleared at once, 4 MiB at least: of memory that is read at random one access in 512 (of a
+# gigabyte one in 256) is slower for a moment. Smaller parts would cost more: each is a wake-up with cold caches.
 TURN_REGIONS = 2
+TURN_SHARE = 512
 
 
 class WalkingSource:
@@ -65,6 +68,12 @@ class WalkingReader:
         self._unknown: PageBits | None = None
         self._seen: PageBits | None = None  # as `accessed`: touched since the last clear
         self.bits: PageBits | None = None  # of the last read, page by page
+
+    def survey(self) -> Extents:
+        """Return where the process has memory; see the protocol."""
+        with self._translated():
+            bits = self._walker.walk()
+        return Extents(regions=bits.addresses, present=count_bits(bits.present))
 
     def read(self, ranges: Sequence[tuple[int, int]] | None = None) -> Touches:
         """Return what was touched since the last clear; see the protocol."""
@@ -110,10 +119,11 @@ class WalkingReader:
         with self._translated():
             mappings = self._opened.mappings()
             regions: list[int] = self._walk([(start, end)]).addresses.tolist()
-            for number in range(0, len(regions), TURN_REGIONS):
+            at_once = max(TURN_REGIONS, self._opened.resident_bytes() // TURN_SHARE // REGION_BYTES)
+            for number in range(0, len(regions), at_once):
                 if number:
                     pause(number / len(regions))
-                part = _stretches(regions[number : number + TURN_REGIONS])
+                part = _stretches(regions[number : number + at_once])
                 parts.extend(self._walker.walk(*one) for one in part)
                 refused += clear_accessed.clear_quickly(self._opened, part, mappings)
             bits = joined(parts, is_complete=all(one.is_complete for one in parts))
@@ -145,10 +155,10 @@ class WalkingReader:
         """
         left = np.flatnonzero(after.accessed.any(axis=1))
         stuck = np.zeros((len(left), after.accessed.shape[1]), np.uint8)
+        entries = pagemap.read_regions(self._opened.pagemap, after.addresses[left].tolist(), REGION_PAGES)
         for row, region in enumerate(left):
             address = int(after.addresses[region])
-            entries = pagemap.read_region(self._opened.pagemap, address, REGION_PAGES)
-            is_shared = (entries & np.uint64(pagemap.EXCLUSIVE)) == 0
+            is_shared = (entries[row] & np.uint64(pagemap.EXCLUSIVE)) == 0
             for start, end in refused:
                 low, high = (start - address) // PAGE_BYTES, (end - address) // PAGE_BYTES
                 if low < len(is_shared) and high > 0:

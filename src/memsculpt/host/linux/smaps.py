@@ -12,8 +12,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from memsculpt.domain.pages import PAGE_BYTES, Cleared, Grain, Mapping, Touches
+from memsculpt.domain.pages import PAGE_BYTES, Cleared, Extents, Grain, Mapping, Touches
 from memsculpt.domain.workload import Instance
+from memsculpt.host.blocks import extents_from
 from memsculpt.host.linux import clear_accessed
 from memsculpt.host.linux.maps import parse_mappings
 from memsculpt.host.linux.opened import OpenedProcess
@@ -45,6 +46,10 @@ class SmapsReader:
 
     def look(self, ranges: Sequence[tuple[int, int]] | None = None) -> None:
         """Do nothing: the kernel counts pages as referenced whose bits others have cleared."""
+
+    def survey(self) -> Extents:
+        """Return where the process has memory; see the protocol."""
+        return extents_from(self.read())
 
     def read(self, ranges: Sequence[tuple[int, int]] | None = None) -> Touches:
         """Return the counts of every mapping that lies in `ranges`, as a whole; see the protocol."""

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from memsculpt.domain.pages import PAGE_BYTES, Cleared, Grain, Mapping, Touches
+from memsculpt.domain.pages import PAGE_BYTES, Cleared, Extents, Grain, Mapping, Touches
+from memsculpt.host.blocks import extents_from
 from memsculpt.host.simulated.living import Process
 from memsculpt.host.simulated.pages import ABSENT, RESIDENT, SWAPPED
 
@@ -24,6 +25,10 @@ class SimulatedReader:
     def look(self, ranges: Sequence[tuple[int, int]] | None = None) -> None:
         """Do nothing: nobody else clears bits here."""
         self._reach()
+
+    def survey(self) -> Extents:
+        """Return where the process has memory; see the protocol."""
+        return extents_from(self.read())
 
     def read(self, ranges: Sequence[tuple[int, int]] | None = None) -> Touches:
         """Return what was touched since the last clear; see the protocol."""
