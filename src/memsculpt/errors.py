@@ -8,6 +8,7 @@
     |-- Refused               exit 1   a decision, not a fault: the request was understood and denied
     |-- Vanished              exit 1   the process or cgroup went away between two calls (drop the row)
     |-- Transient             exit 1   the kernel said "not now"; try again after retry_in_s
+    |-- WorkerFailed          exit 1   a short-lived process crashed, hung or ran out of memory; the agent goes on
     |-- CorruptRecord         exit 1   a stored record is broken; it counts as never written
     `-- JournalUnwritable     exit 1   nothing may be changed, because nothing could be undone
 
@@ -75,6 +76,13 @@ class Transient(MemsculptError):
     def __init__(self, *, place: str, problem: str, retry_in_s: float) -> None:
         super().__init__(place=place, problem=problem, fix=f"tried again in {retry_in_s:g} s")
         self.retry_in_s = retry_in_s
+
+
+class WorkerFailed(MemsculptError):
+    """A short-lived worker gave no result; whoever asked goes on without."""
+
+    def __init__(self, *, place: str, problem: str) -> None:
+        super().__init__(place=place, problem=problem, fix="ask again; if it comes again, report it with these words")
 
 
 class CorruptRecord(MemsculptError):
