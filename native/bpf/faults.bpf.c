@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * User stacks at page faults: who makes a process grow.
+ * User stacks at page faults: who makes a process grow. `on_fault` records one process completely, with what unmaps and
+ * moves its pages; `on_sample` records some pages of many processes, cheaply enough to stay on. A reader attaches one of
+ * them, and makes the maps of the other small before it loads.
  *
  * Runs at the software event PERF_COUNT_SW_PAGE_FAULTS, which the kernel raises when a fault has been handled, be it of
  * the program itself or of the kernel on its behalf (a read into a fresh buffer). There is one event for each processor,
@@ -12,6 +14,11 @@
 #define STACKS_MOST 16384
 #define DEPTH_MOST 127 /* PERF_MAX_STACK_DEPTH */
 #define RING_BYTES (32 << 20)
+#define WATCHED_MOST 1024
+#define WAKE_BYTES (512 << 10) /* half of the ring that host/bpf/samples.py asks for */
+#define SHIFT_MOST 24
+#define PAGE_SHIFT 12
+#define NS_PER_TICK 10000000 /* USER_HZ is 100 */
 #define MAP_FIXED 0x10 /* include/uapi/asm-generic/mman-common.h */
 #define MADV_DONTNEED 4
 #define MADV_DONTNEED_LOCKED 24
@@ -83,6 +90,79 @@ int on_fault(struct bpf_perf_event_data *ctx)
 	}
 	record->stack = bpf_get_stackid(ctx, &stacks, BPF_F_USER_STACK);
 	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, WATCHED_MOST);
+	__type(key, __u32);
+	__type(value, struct sample_rate);
+} watched SEC(".maps");
+
+/*
+ * Whether a page is one of 1 << shift: by a hash of its number, so that all faults of a page are recorded or none, and
+ * the pages of a larger shift are among those of a smaller one. The mix is MurmurHash3's finalizer (public domain, Austin
+ * Appleby); memsculpt/profile/sampling.py computes the same.
+ */
+static int is_chosen(__u64 page, __u64 seed, __u32 shift)
+{
+	__u64 mixed = page + seed;
+
+	if (!shift)
+		return 1;
+	mixed ^= mixed >> 33;
+	mixed *= 0xff51afd7ed558ccdULL;
+	mixed ^= mixed >> 33;
+	mixed *= 0xc4ceb9fe1a85ec53ULL;
+	mixed ^= mixed >> 33;
+	return mixed >> (64 - (shift & 63)) == 0;
+}
+
+SEC("perf_event")
+int on_sample(struct bpf_perf_event_data *ctx)
+{
+	struct task_struct *leader;
+	struct sample_record *record;
+	struct sample_rate *rate;
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	__u64 began;
+	__u32 shift;
+
+	rate = bpf_map_lookup_elem(&watched, &pid);
+	if (!rate)
+		return 0;
+	__sync_fetch_and_add(&rate->seen, 1);
+	shift = rate->shift;
+	if (!is_chosen(ctx->addr >> PAGE_SHIFT, rate->start_ticks, shift))
+		return 0;
+	leader = BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), group_leader);
+	began = BPF_CORE_READ(leader, start_boottime);
+	if (began / NS_PER_TICK != rate->start_ticks)
+		return 0; /* the pid was used again */
+	record = bpf_ringbuf_reserve(&faults, sizeof(*record), 0);
+	if (!record) {
+		__sync_fetch_and_add(&rate->dropped, 1);
+		return 0;
+	}
+	record->address = ctx->addr;
+	record->time_ns = bpf_ktime_get_ns();
+	record->pid = pid;
+	record->shift = shift;
+	record->depth = bpf_get_stack(ctx, record->frames, sizeof(record->frames), BPF_F_USER_STACK);
+	if (bpf_probe_read_user(record->words, sizeof(record->words), (void *)user_stack(ctx))) {
+		__builtin_memset(record->words, 0, sizeof(record->words));
+		bpf_probe_read_user(record->words, sizeof(__u64), (void *)user_stack(ctx));
+	}
+	/* Who reads is woken when there is much; what is little he comes for by himself. */
+	bpf_ringbuf_submit(record, bpf_ringbuf_query(&faults, BPF_RB_AVAIL_DATA) > WAKE_BYTES ? BPF_RB_FORCE_WAKEUP :
+												 BPF_RB_NO_WAKEUP);
+	/* A burst is thinned out here and at once: half of the pages from now on, as often as needed. */
+	__sync_fetch_and_add(&rate->left, -1);
+	if (rate->left <= 0 && shift < SHIFT_MOST) {
+		rate->shift = shift + 1;
+		rate->left = rate->refill;
+	}
 	return 0;
 }
 

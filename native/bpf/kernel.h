@@ -19,10 +19,14 @@ typedef __u32 __be32;
 typedef __u32 __wsum;
 
 /* include/uapi/linux/bpf.h */
+#define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_ARRAY 2
 #define BPF_MAP_TYPE_STACK_TRACE 7
 #define BPF_MAP_TYPE_RINGBUF 27
 #define BPF_F_USER_STACK (1U << 8)
+#define BPF_RB_NO_WAKEUP (1U << 0)
+#define BPF_RB_FORCE_WAKEUP (1U << 1)
+#define BPF_RB_AVAIL_DATA 0
 #define BPF_F_MMAPABLE (1U << 10)
 
 /* What a raw tracepoint is handed: the arguments of the tracepoint itself */
@@ -116,6 +120,7 @@ struct task_struct {
 	int tgid;
 	struct mm_struct *mm;
 	struct signal_struct *signal;
+	struct task_struct *group_leader;
 	struct css_set *cgroups;
 	struct cred *real_cred;
 	struct sched_entity se;

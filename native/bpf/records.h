@@ -69,6 +69,31 @@ struct fault_state {
 	__u64 dropped; /* answered: of those to be recorded, how many found no room */
 };
 
+#define SAMPLE_FRAMES 64
+
+/* A page fault of one of many processes that are watched at once. The stack is in the record, not in a table: a table
+ * that is shared by all and emptied now and then would give the numbers of old stacks to new ones. */
+struct sample_record {
+	__u64 address;
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u32 pid;
+	__u32 shift;   /* this page is one of 1 << shift */
+	__s64 depth;   /* bytes of `frames` that were filled; negative: why there is no stack */
+	__u64 frames[SAMPLE_FRAMES];
+	__u64 words[STACK_WORDS];
+};
+
+/* One process that is watched: key is its pid. */
+struct sample_rate {
+	__u64 start_ticks; /* asked: of which life of this pid, in clock ticks after boot */
+	__u32 shift;       /* asked: one page in 1 << shift; rises by itself when `left` is used up */
+	__s32 left;        /* asked: how many more may be recorded before that */
+	__u32 refill;      /* asked: what `left` is then */
+	__u32 reserved;
+	__u64 seen;        /* answered: faults of the process, recorded or not */
+	__u64 dropped;     /* answered: how many of those to be recorded found no room */
+};
+
 /* What is asked, and what is answered in the same place. */
 struct walk_state {
 	__u64 base;   /* of the kernel's direct map of all memory */

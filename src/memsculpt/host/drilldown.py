@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 
-from memsculpt.domain.growth import GrowthRecording
+from memsculpt.domain.growth import GrowthRecording, GrowthStack, Module, SampledStack
 from memsculpt.errors import Refused, Vanished
 
 
@@ -26,6 +26,15 @@ def record_growth(
             return recorder.record(for_s, on_progress, until)
     except Vanished as error:
         raise no_such_process(pid) from error
+
+
+def name_stacks(
+    modules: tuple[Module, ...], stacks: tuple[SampledStack, ...]
+) -> tuple[tuple[GrowthStack, ...], tuple[str, ...]]:
+    """Return sampled stacks with names, and notes on what has none. Takes tens of MiB: for a worker (workers.run)."""
+    from memsculpt.host.linux import stored_symbols
+
+    return stored_symbols.name_stacks(modules, stacks)
 
 
 def no_such_process(pid: int) -> Refused:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from memsculpt.domain.arrays import Int64
+from memsculpt.domain.growth import FaultRate, FaultSamples, Module
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.pages import Cleared, Extents, Grain, Touches
 from memsculpt.domain.plan import LimitKind
@@ -145,7 +147,7 @@ class PageSource(Protocol):
 
 
 class Looker(Protocol):
-    """Opens processes for a look at their pages."""
+    """Opens processes for a look at their pages, and watches how these come."""
 
     def open_pages(self, process: Instance) -> PageReader:
         """Open a process on the best source there is. Raises as PageSource.open; Unavailable where there is no source.
@@ -154,8 +156,50 @@ class Looker(Protocol):
         """
         ...
 
+    def open_faults(self) -> "FaultWatch":
+        """Begin to watch page faults; for one at a time. Raises Unavailable. The caller closes it before the host."""
+        ...
+
     def touch_cost_s(self) -> float:
         """Return what a program pays for the first touch of a page after a clear, in seconds, as measured here."""
+        ...
+
+
+class FaultWatch(Protocol):
+    """Samples the page faults of many processes, with their stacks. Not for two threads at once, but for `wake`."""
+
+    record_cost_s: float  # what a recorded fault costs the program, as measured here
+    pass_cost_s: float  # what every other fault of the machine costs
+
+    def watch(self, rates: Mapping[Instance, FaultRate]) -> None:
+        """Watch these and nobody else. Who has ended is passed over."""
+        ...
+
+    def drain(self) -> FaultSamples:
+        """Return what came since the last call. What it costs grows with that."""
+        ...
+
+    def count_held(self, process: Instance, pages: Int64, sizes: Int64) -> Int64:
+        """Return how many of `sizes` pages from each of `pages` on are in memory or swapped, shape (n,).
+
+        A size of 512 means the huge page around it. All 0 where the process has ended.
+        """
+        ...
+
+    def modules(self) -> tuple[Module, ...]:
+        """Return the modules that places in code are in; only ever longer."""
+        ...
+
+    def wait(self) -> bool:
+        """Sleep until much has come (True), or `wake` is called (False): for a thread that drains in between."""
+        ...
+
+    def wake(self) -> None:
+        """End a wait, now and for ever; safe from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Watch nobody, and release everything."""
         ...
 
 

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Page faults of one process with their user stacks: native/bpf/faults.bpf.c, attached to one event a processor."""
 
-import ctypes
-import errno
 import mmap
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memsculpt.errors import Unavailable
+from memsculpt.host.bpf import perf_event
 from memsculpt.host.bpf.libbpf import Program
+from memsculpt.host.bpf.ring import Ring
 from memsculpt.host.bpf.tasks import PROGRAMS
 
 # native/bpf/records.h; tests/kernel/test_growth.py holds the two against each other.
@@ -28,15 +27,6 @@ RECORD = np.dtype(
     ]
 )
 STATE = np.dtype([("pid", "<u4"), ("every", "<u4"), ("seen", "<u8"), ("dropped", "<u8")])
-
-SYS_PERF_EVENT_OPEN = 298
-PERF_TYPE_SOFTWARE, PERF_COUNT_SW_PAGE_FAULTS = 1, 2
-PERF_ATTR_BYTES = 128
-PERF_FLAG_FD_CLOEXEC = 8
-# A record of a ring buffer begins with its length and two flags (Documentation/bpf/ringbuf.rst).
-HEADER_BYTES = 8
-BUSY, DISCARDED = 1 << 31, 1 << 30
-STRIDE = HEADER_BYTES + RECORD.itemsize
 
 # native/bpf/records.h, enum fault_other: in place of a stack's number
 UNMAPPED, BROKEN_OFF, MOVING, MOVED = -1000, -1001, -1002, -1003
@@ -57,22 +47,15 @@ class FaultReader:
                 problem="was not compiled",
                 fix="apt install clang libbpf-dev, then tools/setup run",
             )
-        self._program = Program(path)
-        self._closing: list[mmap.mmap] = []
+        self._program = Program(path, {"watched": 1})
+        self._closing: list[mmap.mmap | Ring] = []
         try:
             memory = self._program.map("state").memory()
             self._closing.append(memory)
             self._state: npt.NDArray[Any] = np.frombuffer(memory, STATE, 1)
             self._stacks = self._program.map("stacks")
-            ring = self._program.map("faults")
-            self._size = ring.max_entries
-            self._consumer = mmap.mmap(ring.number, mmap.PAGESIZE)
-            self._closing.append(self._consumer)
-            # The data lie twice behind one another, so that no record is cut at the end.
-            self._producer = mmap.mmap(
-                ring.number, mmap.PAGESIZE + 2 * self._size, prot=mmap.PROT_READ, offset=mmap.PAGESIZE
-            )
-            self._closing.append(self._producer)
+            self._ring = Ring(self._program.map("faults"), RECORD)
+            self._closing.append(self._ring)
         except OSError as error:
             self.close()
             raise Unavailable(
@@ -89,13 +72,7 @@ class FaultReader:
         """
         self._state["pid"], self._state["every"] = pid, every
         self._state["seen"] = self._state["dropped"] = 0
-        for cpu in sorted(_online()):
-            event = _open_event(cpu)
-            try:
-                self._program.attach_perf_event("on_fault", event)
-            except Unavailable:
-                os.close(event)
-                raise
+        perf_event.attach(self._program, "on_fault", perf_event.PAGE_FAULTS)
         try:
             for name in GOING:
                 self._program.attach(name)
@@ -119,23 +96,11 @@ class FaultReader:
 
     def fill_ratio(self) -> float:
         """Return how full the ring is."""
-        head = struct.unpack_from("<Q", self._producer, 0)[0]
-        return (head - struct.unpack_from("<Q", self._consumer, 0)[0]) / self._size
+        return self._ring.fill_ratio()
 
     def drain(self) -> Faults:
         """Return the records since the last call, and make room."""
-        head = struct.unpack_from("<Q", self._producer, 0)[0]
-        tail = struct.unpack_from("<Q", self._consumer, 0)[0]
-        count = (head - tail) // STRIDE
-        at = mmap.PAGESIZE + tail % self._size
-        content = self._producer[at : at + count * STRIDE]
-        rows = np.frombuffer(content, np.dtype([("header", "<u8"), ("record", RECORD)]))
-        flags = rows["header"].astype(np.uint32)
-        busy = np.flatnonzero(flags & BUSY)
-        if len(busy):
-            rows, flags = rows[: busy[0]], flags[: busy[0]]
-        struct.pack_into("<Q", self._consumer, 0, tail + len(rows) * STRIDE)
-        return rows["record"][flags & DISCARDED == 0].copy()
+        return self._ring.drain()
 
     def stack(self, number: int) -> tuple[int, ...]:
         """Return the addresses of a stack, innermost first; empty where it is not known."""
@@ -151,35 +116,5 @@ class FaultReader:
         self._program.close()
         if hasattr(self, "_state"):
             del self._state
-        for memory in self._closing:
-            memory.close()
-        self._closing.clear()
-
-
-def _open_event(cpu: int) -> int:
-    attributes = bytearray(PERF_ATTR_BYTES)
-    # type, size, config, sample_period: every fault; the program itself counts out which are recorded
-    struct.pack_into("<IIQQ", attributes, 0, PERF_TYPE_SOFTWARE, PERF_ATTR_BYTES, PERF_COUNT_SW_PAGE_FAULTS, 1)
-    libc = ctypes.CDLL(None, use_errno=True)
-    found = libc.syscall(
-        SYS_PERF_EVENT_OPEN,
-        (ctypes.c_char * PERF_ATTR_BYTES).from_buffer(attributes),
-        ctypes.c_int(-1),
-        ctypes.c_int(cpu),
-        ctypes.c_int(-1),
-        ctypes.c_ulong(PERF_FLAG_FD_CLOEXEC),
-    )
-    if found < 0:
-        number = ctypes.get_errno()
-        fix = "run as root" if number in {errno.EPERM, errno.EACCES} else "CONFIG_PERF_EVENTS"
-        raise Unavailable(place="perf event of page faults", problem=os.strerror(number), fix=fix)
-    return int(found)
-
-
-def _online() -> set[int]:
-    content = Path("/sys/devices/system/cpu/online").read_text(encoding="ascii").strip()
-    found: set[int] = set()
-    for part in content.split(","):
-        low, _, high = part.partition("-")
-        found.update(range(int(low), int(high or low) + 1))
-    return found
+        while self._closing:
+            self._closing.pop().close()

@@ -10,10 +10,10 @@ import functools
 import mmap
 import os
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from memsculpt.errors import Unavailable
@@ -22,6 +22,7 @@ SONAME = "libbpf.so.1"
 READ_BYTES = 1 << 20
 LINES_KEPT = 12
 LINE_BYTES = 4096
+NO_SIZES: Mapping[str, int] = MappingProxyType({})
 WARN = 0  # enum libbpf_print_level
 
 _Print = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
@@ -38,6 +39,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_map__key_size": (ctypes.c_uint32, [ctypes.c_void_p]),
     "bpf_map__value_size": (ctypes.c_uint32, [ctypes.c_void_p]),
     "bpf_map__max_entries": (ctypes.c_uint32, [ctypes.c_void_p]),
+    "bpf_map__set_max_entries": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_uint32]),
     "bpf_map_lookup_elem": (ctypes.c_int, [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]),
     "bpf_map_update_elem": (ctypes.c_int, [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64]),
     "bpf_map_delete_elem": (ctypes.c_int, [ctypes.c_int, ctypes.c_void_p]),
@@ -182,8 +184,11 @@ def _read(descriptor: int) -> bytes:
 class Program:
     """A compiled object in the kernel. Use it as a context manager, or close it."""
 
-    def __init__(self, path: Path) -> None:
-        """Load. Raises Unavailable with the kernel's or libbpf's own words."""
+    def __init__(self, path: Path, sizes: Mapping[str, int] = NO_SIZES) -> None:
+        """Load; `sizes` gives maps other sizes (`max_entries`) than they were compiled with.
+
+        Raises Unavailable with the kernel's or libbpf's own words.
+        """
         self._library = _library()
         self._path = path
         self._object: int | None = None
@@ -195,6 +200,11 @@ class Program:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         try:
             with self._told("loaded"):
+                for name, size in sizes.items():
+                    found = self._library.calls.bpf_object__find_map_by_name(self._object, name.encode("ascii"))
+                    failed = self._library.calls.bpf_map__set_max_entries(found, size) if found else -errno.ENOENT
+                    if failed:
+                        raise OSError(-failed, f"map {name}: {os.strerror(-failed)}")
                 failed = self._library.calls.bpf_object__load(self._object)
                 if failed:
                     raise OSError(-failed, os.strerror(-failed))

@@ -23,6 +23,7 @@ from memsculpt.errors import MemsculptError, Unavailable, Vanished
 from memsculpt.host.bpf.faults import MOVED, MOVING, UNMAPPED, FaultReader
 from memsculpt.host.bpf.pagewalk import AttachedWalker, PageWalker
 from memsculpt.host.linux import procfs
+from memsculpt.host.linux.code_places import SHARED_NAMES
 from memsculpt.host.linux.opened import OpenedProcess, find_instance, wait_for_end
 from memsculpt.host.linux.symbols import Symbols
 
@@ -33,7 +34,6 @@ SURVEY_S = 0.5
 FAULTS_MOST = 2_000_000
 FULL_RATIO = 0.5  # of the ring at a drain
 SLIM = np.dtype([("address", "<u8"), ("size", "<u8"), ("stack", "<i4"), ("thread", "<u4"), ("words", "<i8")])
-SHARED_NAMES = ("/dev/zero", "/memfd:", "/SYSV", "/dev/shm/")  # noqa: S108  shared memory, by the names of its files
 
 
 class GrowthRecorder:

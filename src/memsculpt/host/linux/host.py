@@ -16,8 +16,10 @@ from memsculpt.errors import ConfigError, Refused, Unavailable, Vanished
 from memsculpt.host import doctor
 from memsculpt.host.bpf.tasks import TaskReader
 from memsculpt.host.linux import procfs, psi, workloads
+from memsculpt.host.linux.code_places import Modules
 from memsculpt.host.linux.controller import NAME_OF_OURS, Controller
 from memsculpt.host.linux.errnos import translate
+from memsculpt.host.linux.fault_watch import LinuxFaultWatch
 from memsculpt.host.linux.hierarchy import find_controller
 from memsculpt.host.linux.observe import LinuxObserver
 from memsculpt.host.linux.pager import LinuxPager
@@ -25,7 +27,7 @@ from memsculpt.host.linux.processes import ProcessReader
 from memsculpt.host.linux.systemd import SystemdLimits, runs_systemd
 from memsculpt.host.linux.task_processes import TaskProcesses
 from memsculpt.host.linux.touch_cost import measure_touch_cost_s
-from memsculpt.host.protocol import Capability, LimitValue, Moved, PageReader, PageSource
+from memsculpt.host.protocol import Capability, FaultWatch, LimitValue, Moved, PageReader, PageSource
 
 WILDCARDS = frozenset("*?[")
 # Pressure may call a tick early, but a machine that stalls all the time must not make the agent spin.
@@ -51,6 +53,7 @@ class LinuxHost(LinuxPager):
         self._trigger = psi.open_trigger("/proc/pressure/memory")
         self._woken_early_at_s = float("-inf")
         self._made: set[CgroupPath] = set()
+        self._modules = Modules()
 
     def now_s(self) -> float:
         """Return CLOCK_MONOTONIC."""
@@ -116,6 +119,10 @@ class LinuxHost(LinuxPager):
                 )
             self._page_source = self._choose_source()
         return self._page_source.open(process)
+
+    def open_faults(self) -> FaultWatch:
+        """Begin to watch page faults."""
+        return LinuxFaultWatch(self._modules)
 
     def touch_cost_s(self) -> float:
         """Return what a program pays for the first touch of a page after a clear."""

@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from memsculpt.domain.pages import Mapping
 from memsculpt.host.linux import elf
 
+CALL_MOST_BYTES = 7
 CALL_NEAR, CALL_NEAR_BYTES = 0xE8, 5  # Intel SDM vol. 2A, CALL: E8 with a distance of 32 bits
 PERF_MAP_MOST_BYTES = 256 << 20
 
@@ -36,12 +38,83 @@ class Frame:
     module: str
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedFile:
+    """A file with code: its functions, and a descriptor to read the code through, which is the taker's to close."""
+
+    functions: elf.Functions
+    descriptor: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+class CodeFiles(Protocol):
+    """Where functions are read from."""
+
+    def open(self, mapping: Mapping) -> OpenedFile:
+        """Open the file of a mapping; one that cannot be opened has no functions, and a note says why."""
+        ...
+
+    def read_jit(self) -> list[tuple[int, int, str]]:
+        """Return (start, end, name) of functions without a file, ascending."""
+        ...
+
+
+class ProcessFiles:
+    """The files of one living process, as it sees them. Fulfils CodeFiles."""
+
+    def __init__(self, pid: int, proc: str) -> None:
+        self._pid, self._folder, self._root = pid, f"{proc}/{pid}", f"{proc}/{pid}/root"
+
+    def open(self, mapping: Mapping) -> OpenedFile:
+        """Open a file; a deleted one through /proc/PID/map_files."""
+        name = mapping.name.removesuffix(" (deleted)")
+        places = (f"{self._root}{name}", f"{self._folder}/map_files/{mapping.start:x}-{mapping.end:x}")
+        return open_code(places[1:] if name != mapping.name else places, name, self._root)
+
+    def read_jit(self) -> list[tuple[int, int, str]]:
+        """Return what the process's JIT has written."""
+        return read_perf_map(self._pid, self._folder)
+
+
+def open_code(places: Sequence[str], name: str, root: str) -> OpenedFile:
+    """Open the first of these places that can be; see CodeFiles.open."""
+    notes: list[str] = []
+    for place in places:
+        try:
+            functions = elf.read_functions(place, name, root)
+            return OpenedFile(functions, os.open(place, os.O_RDONLY | os.O_CLOEXEC), tuple(notes))
+        except OSError as error:
+            notes.append(f"{name}: {error.strerror}: its functions have no names")
+        except ImportError:
+            notes.append("no symbols: pyelftools is not installed (pip install 'memsculpt[symbols]')")
+    return OpenedFile(elf.NONE, None, tuple(notes))
+
+
+def read_perf_map(pid: int, folder: str) -> list[tuple[int, int, str]]:
+    """Return what the JIT of a process (`folder`: /proc/PID) has written; nothing for most, which have none."""
+    for number in (pid, _own_pid(folder)):
+        place = f"{folder}/root/tmp/perf-{number}.map"  # where JITs write them
+        with suppress(OSError), open(place, "rb") as file:  # noqa: PTH123  a file of the process, by a name of /proc
+            return parse_perf_map(file.read(PERF_MAP_MOST_BYTES))
+    return []
+
+
+def follows_call(code: bytes) -> bool:
+    """Tell whether seven bytes of code end in a call: a near one, or one through a register or memory."""
+    return len(code) == CALL_MOST_BYTES and (
+        code[-CALL_NEAR_BYTES] == CALL_NEAR
+        or (code[-2] == 0xFF and code[-1] & 0x38 == 0x10)
+        or (code[-3] == 0xFF and code[-2] & 0xF8 == 0x50)
+        or (code[-6] == 0xFF and code[-5] & 0x38 == 0x10)
+    )
+
+
 class Symbols:
     """Names for the addresses of one process. Reads each file once."""
 
-    def __init__(self, pid: int, proc: str = "/proc") -> None:
-        self._pid, self._root = pid, f"{proc}/{pid}/root"
-        self._folder = f"{proc}/{pid}"
+    def __init__(self, pid: int, proc: str = "/proc", files: CodeFiles | None = None) -> None:
+        """Take names from the process's own view of its files, or from `files`."""
+        self._source: CodeFiles = ProcessFiles(pid, proc) if files is None else files
         self._mappings: list[Mapping] = []
         self._starts: list[int] = []
         self._files: dict[str, elf.Functions] = {}
@@ -135,28 +208,14 @@ class Symbols:
     def _open(self, mapping: Mapping) -> None:
         if mapping.name in self._files:
             return
-        self._files[mapping.name] = elf.NONE
-        name = mapping.name.removesuffix(" (deleted)")
-        places = (f"{self._root}{name}", f"{self._folder}/map_files/{mapping.start:x}-{mapping.end:x}")
-        for place in places[1:] if name != mapping.name else places:
-            try:
-                self._files[mapping.name] = elf.read_functions(place, name, self._root)
-                self._codes[mapping.name] = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                self.notes.add(f"{name}: {error.strerror}: its functions have no names")
-            except ImportError:
-                self.notes.add("no symbols: pyelftools is not installed (pip install 'memsculpt[symbols]')")
-            else:
-                return
+        opened = self._source.open(mapping)
+        self._files[mapping.name] = opened.functions
+        self.notes.update(opened.notes)
+        if opened.descriptor is not None:
+            self._codes[mapping.name] = opened.descriptor
 
     def _read_jit(self) -> None:
-        rows: list[tuple[int, int, str]] = []
-        for number in (self._pid, _own_pid(self._folder)):
-            place = f"{self._root}/tmp/perf-{number}.map"  # noqa: S108  where JITs write them
-            with suppress(OSError):  # most programs write none
-                with open(place, "rb") as file:  # noqa: PTH123  a file of the process, by a name of /proc
-                    rows = parse_perf_map(file.read(PERF_MAP_MOST_BYTES))
-                break
+        rows = self._source.read_jit()
         self._jit = ([one[0] for one in rows], [one[1] for one in rows], [one[2] for one in rows])
 
     def _jit_name(self, address: int) -> str | None:
@@ -195,13 +254,7 @@ class Symbols:
 
     def _follows_call(self, address: int) -> bool:
         """Tell whether the instruction before an address is a call: a near one, or one through a register or memory."""
-        code = self._code_before(address, 7)
-        return len(code) == 7 and (
-            code[-CALL_NEAR_BYTES] == CALL_NEAR
-            or (code[-2] == 0xFF and code[-1] & 0x38 == 0x10)
-            or (code[-3] == 0xFF and code[-2] & 0xF8 == 0x50)
-            or (code[-6] == 0xFF and code[-5] & 0x38 == 0x10)
-        )
+        return follows_call(self._code_before(address, CALL_MOST_BYTES))
 
     def _target_before(self, address: int) -> int | None:
         """Return where the near call before an address goes, None where there is no such call."""

@@ -16,6 +16,7 @@ from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.errors import Refused, Transient, Unavailable, Vanished
 from memsculpt.host.protocol import Capability, LimitValue, Moved
 from memsculpt.host.simulated.cgroups import PAGE_BYTES, CgroupTree
+from memsculpt.host.simulated.fault_watch import SimulatedFaultWatch
 from memsculpt.host.simulated.faults import Fault, FaultSchedule
 from memsculpt.host.simulated.living import Costs, Process, Record
 from memsculpt.host.simulated.looking import SimulatedReader
@@ -84,6 +85,7 @@ class SimulatedHost:
         self._stalls: deque[tuple[float, float]] = deque()  # (at_s, stalled_s) within the pressure window
         self._quiet_until_s = START_S
         self._woken = threading.Event()
+        self._modules: dict[str, int] = {}  # of programs whose faults were watched
         self._machine.begin_lives()
 
     # ---- Clock
@@ -141,6 +143,10 @@ class SimulatedHost:
         return SimulatedReader(
             lambda: self._machine.find(process), self._machine.chunk_bytes, lambda: self._machine.now_s
         )
+
+    def open_faults(self) -> SimulatedFaultWatch:
+        """Begin to watch how chunks come."""
+        return SimulatedFaultWatch(self._machine, self._modules)
 
     def touch_cost_s(self) -> float:
         """Return nothing: a look costs no simulated program anything."""
