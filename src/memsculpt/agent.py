@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from memsculpt import act, forecast, learn, plan, profile
 from memsculpt.domain.forecast import Forecasts
+from memsculpt.domain.growth import GrowthSample, GrowthSummary
 from memsculpt.domain.heat import WorkloadHeat
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Applied, Status
@@ -26,7 +27,8 @@ from memsculpt.domain.plan import Abilities, CreateCgroup, Grant, Plan, Request
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.report import CapabilityFact, Report, SelfUse
 from memsculpt.domain.settings import Mode, PartitionSettings, Settings
-from memsculpt.errors import MemsculptError, Refused
+from memsculpt.domain.workload import WorkloadId
+from memsculpt.errors import MemsculptError, Refused, Unavailable
 from memsculpt.host.protocol import Host
 
 log = logging.getLogger(__name__)
@@ -54,8 +56,14 @@ class _Asked:
     answer: "Future[Grant]"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AskedGrowth:
+    workload: WorkloadId
+    answer: "Future[GrowthSample]"
+
+
 class Agent:
-    """The flow on one host. Used by one thread, but for `report` and `ask`.
+    """The flow on one host. Used by one thread, but for `report`, `ask` and `ask_growth`.
 
     `on_tick` is called with the host's time after every tick that did not fail: the lease is renewed there. With
     `looks_beside` a thread looks at pages between the ticks; without, each tick does it itself, as in simulated time.
@@ -72,6 +80,9 @@ class Agent:
         self._sensing = profile.SensingState()
         self._sensor = act.Sensor(host, settings.interval_s if looks_beside else 0.0)
         self._touch_cost_s: float | None = None
+        self._sampling = profile.SamplingState()
+        self._sampler = act.FaultSampler(host, beside=looks_beside)
+        self._asked_growth: deque[_AskedGrowth] = deque()
         self._forecaster = forecast.Forecaster()
         self._planner = plan.PlannerState(abilities=_abilities_of(host))
         self._learner = learn.Learner()
@@ -105,6 +116,16 @@ class Agent:
         self._host.wake()
         return asked.answer
 
+    def ask_growth(self, workload: WorkloadId) -> "Future[GrowthSample]":
+        """Have the next tick tell where a workload's memory came from; safe from any thread.
+
+        The answer is Refused where that is not sampled.
+        """
+        asked = _AskedGrowth(workload=workload, answer=Future())
+        self._asked_growth.append(asked)
+        self._host.wake()
+        return asked.answer
+
     def tick(self) -> Tick:
         """Go once around the flow. Raises what a room raises; `run` keeps that from ending the agent."""
         try:
@@ -120,7 +141,9 @@ class Agent:
         observation = self._host.observe()
         self._profile_state, profiles = profile.update(self._profile_state, observation, settings)
         self._forecaster, forecasts = forecast.step(self._forecaster, profiles, settings.forecast)
+        growth = self._sample_faults(observation)
         warmth = self._sense(observation, profiles)
+        self._tell_growth(observation)
         answered = self._answer(observation, profiles, forecasts)
         self._planner, chosen = plan.choose(
             self._planner, observation, profiles, forecasts, self._corrections, settings
@@ -131,7 +154,7 @@ class Agent:
             asked.answer.set_result(grant)
         self._answering.clear()
         self._learner, self._corrections = learn.step(self._learner, observation, profiles, forecasts, applied)
-        self._publish(observation, profiles, forecasts, chosen, applied, warmth)
+        self._publish(observation, profiles, forecasts, chosen, applied, warmth, growth)
         return Tick(
             number=self.report.tick_count,
             observation=observation,
@@ -159,6 +182,11 @@ class Agent:
     def close(self) -> "act.RestoreReport | None":
         """Undo everything that was changed; the host itself stays open."""
         self._sensor.close()
+        self._sampler.close()
+        while self._asked_growth:
+            waiting = self._asked_growth.popleft()
+            if waiting.answer.set_running_or_notify_cancel():
+                waiting.answer.set_exception(_ending())
         while self._asked:
             asked = self._asked.popleft()
             if asked.answer.set_running_or_notify_cancel():
@@ -220,7 +248,7 @@ class Agent:
         if self._sensor.is_busy:
             return self.report.heat
         self._sensing = profile.absorb_looks(self._sensing, self._sensor.collect(), touch_cost_s=self._touch_cost_s)
-        rest_ratio = max(0.0, self.report.agent.cpu_share - self._sensor.used_ratio(observation.time_s))
+        rest_ratio = self._rest_ratio(observation.time_s) + self._sampling.spent_ratio
         self._sensing, tasks = profile.choose_looks(
             self._sensing,
             observation,
@@ -231,6 +259,52 @@ class Agent:
         )
         self._sensor.start(tasks)
         return profile.summarize_heat(self._sensing, source=self._sensor.source, now_s=observation.time_s)
+
+    def _sample_faults(self, observation: Observation) -> GrowthSummary | None:
+        """Fetch what was recorded of critical workloads and set how finely it goes on; None where nobody is sampled."""
+        settings, partitions = self._settings.sense, self._settings.partitions
+        if settings.budget_ratio <= 0.0 or not any(one.critical for one in partitions):
+            return None
+        sampler, now_s = self._sampler, observation.time_s
+        self._sampling = profile.absorb_faults(
+            self._sampling,
+            sampler.collect(),
+            now_s=now_s,
+            record_cost_s=sampler.record_cost_s,
+            pass_cost_s=sampler.pass_cost_s,
+        )
+        self._sampling, rates = profile.choose_fault_rates(
+            self._sampling, observation, partitions, settings, agent_ratio=self._rest_ratio(now_s)
+        )
+        found = profile.summarize_growth(self._sampling)
+        sampler.watch(rates, now_s, is_on=found.is_on)
+        return replace(found, is_on=False, notes=(*found.notes, sampler.problem)) if sampler.problem else found
+
+    def _tell_growth(self, observation: Observation) -> None:
+        """Answer who asked where a workload's memory came from."""
+        while self._asked_growth:
+            asked = self._asked_growth.popleft()
+            if not asked.answer.set_running_or_notify_cancel():
+                continue
+            if not profile.knows_growth(self._sampling, asked.workload):
+                asked.answer.set_exception(_not_sampled(asked.workload, self._sampler.problem))
+                continue
+            try:
+                held = self._sampler.count_held(
+                    profile.page_owners(self._sampling, asked.workload), len(self._sampling.log.events)
+                )
+                asked.answer.set_result(
+                    profile.estimate_growth(
+                        self._sampling, asked.workload, held, self._sampler.modules(), now_s=observation.time_s
+                    )
+                )
+            except Exception as problem:
+                asked.answer.set_exception(problem)
+                raise
+
+    def _rest_ratio(self, now_s: float) -> float:
+        """Return the processor time that the agent takes for everything but pages and faults."""
+        return max(0.0, self.report.agent.cpu_share - self._sensor.used_ratio(now_s) - self._sampling.agent_ratio)
 
     def _watch_created(self, applied: tuple[Applied, ...]) -> None:
         """Have the host observe partitions that were made for requests, too, once their cgroups are there."""
@@ -270,6 +344,7 @@ class Agent:
         chosen: Plan,
         applied: tuple[Applied, ...],
         warmth: WorkloadHeat | None,
+        growth: GrowthSummary | None,
     ) -> None:
         self._recent.extend(applied)
         self._counts.update(done.status.value for done in applied)
@@ -282,6 +357,7 @@ class Agent:
             observation=observation,
             profiles=profiles,
             heat=warmth,
+            growth=growth,
             forecasts=forecasts,
             plan=chosen,
             planned=applied,
@@ -298,6 +374,8 @@ class Agent:
         notes = list(observation.notes)
         if self.report.heat is not None:
             notes.extend(f"pages are not looked at: {note}" for note in self.report.heat.notes)
+        if self.report.growth is not None:
+            notes.extend(f"growth by function: {note}" for note in self.report.growth.notes)
         if self._gave_up:
             notes.append(f"{MAX_FAILURES} ticks failed in a row: every change was undone, observing only")
         if self._settings.mode is Mode.APPLY and self._journal is not None and not self._journal.writable:
@@ -353,6 +431,16 @@ def _facts_of(host: Host) -> tuple[CapabilityFact, ...]:
 
 def _nothing(_now_s: float) -> None:
     return
+
+
+def _not_sampled(workload: WorkloadId, problem: str) -> MemsculptError:
+    if problem:
+        return Unavailable(place=workload, problem=f"page faults cannot be watched: {problem}", fix="memsculpt doctor")
+    return Refused(
+        place=workload,
+        problem="its page faults are not sampled: it is in no partition that is critical, or sensing is off",
+        fix="write critical = true in its [[partition]], or record one process: memsculpt growth PID",
+    )
 
 
 def _ending() -> MemsculptError:

@@ -4,10 +4,11 @@
 from concurrent.futures import Future
 
 from memsculpt.agent import Agent
+from memsculpt.domain.growth import GrowthSample
 from memsculpt.domain.plan import Grant, Request
 from memsculpt.domain.report import Report
 from memsculpt.domain.settings import Kind, PartitionSettings, Settings
-from memsculpt.domain.workload import Match
+from memsculpt.domain.workload import Match, WorkloadId
 from memsculpt.host.simulated import Constant, Cycle, SimulatedHost
 
 MIB = 1 << 20
@@ -33,7 +34,11 @@ class Scene:
             capacity_bytes=1150 * MIB,
             partitions=(
                 PartitionSettings(
-                    name="redis", match=Match(cgroup="lab/redis"), guarantee_bytes=525 * MIB, ceiling_bytes=900 * MIB
+                    name="redis",
+                    match=Match(cgroup="lab/redis"),
+                    guarantee_bytes=525 * MIB,
+                    ceiling_bytes=900 * MIB,
+                    critical=True,
                 ),
                 PartitionSettings(name="job-a", match=Match(cgroup="lab/job-a")),
                 PartitionSettings(name="job-b", match=Match(cgroup="lab/job-b"), kind=Kind.FIXED, size_bytes=300 * MIB),
@@ -53,6 +58,12 @@ class Scene:
         for _ in range(count):
             self.agent.tick()
             self._host.wait_until(self._host.now_s() + 1.0)
+
+    def ask_growth(self, workload: WorkloadId) -> "Future[GrowthSample]":
+        """Ask where memory came from; the tick that answers comes at once."""
+        answer = self.agent.ask_growth(workload)
+        self.tick()
+        return answer
 
     def ask(self, request: Request) -> "Future[Grant]":
         """Put a request into the next tick, which comes at once."""

@@ -3,6 +3,7 @@
 
 from memsculpt.act.apply import ActionIds, apply, rehearse
 from memsculpt.act.budget import Budget
+from memsculpt.act.growth import FaultSampler
 from memsculpt.act.journal import Journal
 from memsculpt.act.lease import Lease, lease_for, restore_command
 from memsculpt.act.ownership import MACHINE_LOCK
@@ -13,6 +14,7 @@ __all__ = [
     "MACHINE_LOCK",
     "ActionIds",
     "Budget",
+    "FaultSampler",
     "Journal",
     "Lease",
     "Outcome",

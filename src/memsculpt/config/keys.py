@@ -69,6 +69,7 @@ PARTITION = {
     "kind": Key("kind", values.choice(Kind)),
     "size": Key("size_bytes", values.size(low_bytes=1 << 20)),
     "create": Key("create", values.flag),
+    "critical": Key("critical", values.flag),
 }
 """And `match`, a table of the keys below."""
 

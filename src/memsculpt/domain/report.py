@@ -12,6 +12,7 @@ import numpy as np
 
 from memsculpt.domain.arrays import Float64, Int64, freeze_columns
 from memsculpt.domain.forecast import Forecasts
+from memsculpt.domain.growth import GrowthSummary
 from memsculpt.domain.heat import WorkloadHeat
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Applied, Corrections
@@ -98,6 +99,7 @@ class Report:
     observation: Observation | None = None
     profiles: Profiles | None = None
     heat: WorkloadHeat | None = None  # None: sensing is off, or there is nothing to sense
+    growth: GrowthSummary | None = None  # None: no partition is critical, or sensing is off
     forecasts: Forecasts | None = None
     partition_forecast: PartitionForecast | None = None
     plan: Plan | None = None

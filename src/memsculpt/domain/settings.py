@@ -36,6 +36,7 @@ class PartitionSettings:
     size_bytes: int | None = None  # fixed partitions only
     priority: float = 100.0  # cost of missing one byte, relative to the other partitions
     create: bool = False  # make a cgroup of memsculpt's own and move the matching processes there
+    critical: bool = False  # keep on sampling which functions its memory comes from, within the budget of sensing
 
     def __post_init__(self) -> None:
         if not 0 <= self.guarantee_bytes <= self.ceiling_bytes:
@@ -61,7 +62,7 @@ class ObserveSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SenseSettings:
-    """How much may be spent on finding out which pages of the partitions' processes are touched."""
+    """How much may be spent on the pages of the partitions' processes: which are touched, and whose they are."""
 
     budget_ratio: float = 0.01  # of one processor, whoever pays: the agent, or the program that is looked at; 0: off
     interval_s: float = 10.0  # the same memory is cleared no more often; less often where the budget does not reach

@@ -41,12 +41,12 @@ class Client:
         self.path = path
         self._timeout_s = timeout_s
 
-    def get(self, resource: str) -> Answer:
-        """Return a resource of the API, decoded.
+    def get(self, resource: str, *, timeout_s: float | None = None) -> Answer:
+        """Return a resource of the API, decoded; `resource` is quoted as in a URL.
 
         Raises MemsculptError when no agent answers, and what the agent's error body says.
         """
-        return self._ask("GET", resource, None)
+        return self._ask("GET", resource, None, timeout_s)
 
     def post(self, resource: str, body: Answer, *, timeout_s: float | None = None) -> Answer:
         """Send a request into the agent's next tick and return what came of it; raises as `get`."""
@@ -69,7 +69,7 @@ class Client:
         except TimeoutError as error:
             raise MemsculptError(
                 place=self.path,
-                problem=f"the agent took the call and gave no answer in {self._timeout_s:g} s",
+                problem=f"the agent took the call and gave no answer in {timeout_s or self._timeout_s:g} s",
                 fix="look at its output; if it hangs, end it and run `memsculpt restore`",
             ) from error
         except (OSError, http.client.HTTPException) as error:

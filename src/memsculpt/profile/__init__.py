@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What we know: rates, idleness, heat, and how much of its memory each workload really needs."""
 
+from memsculpt.profile.sampled_growth import estimate as estimate_growth
+from memsculpt.profile.sampled_growth import owners as page_owners
+from memsculpt.profile.sampled_growth import summarize as summarize_growth
+from memsculpt.profile.sampling import SamplingState
+from memsculpt.profile.sampling import absorb as absorb_faults
+from memsculpt.profile.sampling import choose as choose_fault_rates
+from memsculpt.profile.sampling import knows as knows_growth
 from memsculpt.profile.sensing import SensingState
 from memsculpt.profile.sensing import absorb as absorb_looks
 from memsculpt.profile.sensing import choose as choose_looks
@@ -8,4 +15,18 @@ from memsculpt.profile.sensing import summarize as summarize_heat
 from memsculpt.profile.state import ProfileState
 from memsculpt.profile.update import update
 
-__all__ = ["ProfileState", "SensingState", "absorb_looks", "choose_looks", "summarize_heat", "update"]
+__all__ = [
+    "ProfileState",
+    "SamplingState",
+    "SensingState",
+    "absorb_faults",
+    "absorb_looks",
+    "choose_fault_rates",
+    "choose_looks",
+    "estimate_growth",
+    "knows_growth",
+    "page_owners",
+    "summarize_growth",
+    "summarize_heat",
+    "update",
+]

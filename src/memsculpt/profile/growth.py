@@ -5,10 +5,13 @@ import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import Any
 
 from memsculpt.domain.growth import GrowthStack
 from memsculpt.domain.units import format_bytes
+
+SURE = 1.96  # standard deviations that hold 95 % of a normal distribution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,16 +24,27 @@ class FunctionGrowth:
     total_bytes: int
     held_bytes: int  # of self_bytes
     held_total_bytes: int
+    total_error_bytes: int = 0  # where it is estimated from samples: 95 % of such totals are off by no more
+    held_total_error_bytes: int = 0
+
+
+def error_bytes(variance: float) -> int:
+    """Return how far 95 % of estimates with this variance are off at most, where many samples stand behind them."""
+    return int(SURE * sqrt(variance))
 
 
 def by_function(stacks: Iterable[GrowthStack]) -> tuple[FunctionGrowth, ...]:
     """Return the functions, the largest total first. One that calls itself counts once."""
     sums: dict[tuple[str, str], list[int]] = {}
+    variances: dict[tuple[str, str], list[float]] = {}
     for one in stacks:
         for frame in set(one.frames):
             row = sums.setdefault(frame, [0, 0, 0, 0])
             row[1] += one.touched_bytes
             row[3] += one.held_bytes
+            unsure = variances.setdefault(frame, [0.0, 0.0])
+            unsure[0] += one.touched_variance
+            unsure[1] += one.held_variance
         if one.frames:
             row = sums[one.frames[0]]
             row[0] += one.touched_bytes
@@ -43,6 +57,8 @@ def by_function(stacks: Iterable[GrowthStack]) -> tuple[FunctionGrowth, ...]:
             total_bytes=row[1],
             held_bytes=row[2],
             held_total_bytes=row[3],
+            total_error_bytes=error_bytes(variances[name, module][0]),
+            held_total_error_bytes=error_bytes(variances[name, module][1]),
         )
         for (name, module), row in sums.items()
     ]

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memsculpt.domain.report import Report
-from memsculpt.doors.api import page
+from memsculpt.doors.api import growth, page
 from memsculpt.doors.api.actions import view_actions, view_explanation
 from memsculpt.doors.api.doctor import view_doctor
 from memsculpt.doors.api.openapi import Operation, describe
@@ -30,6 +30,7 @@ from memsculpt.doors.api.schema import (
     DoctorView,
     ExplanationView,
     GrantView,
+    GrowthView,
     PartitionsView,
     PlanView,
     RequestBody,
@@ -81,7 +82,14 @@ def operations() -> tuple[Operation, ...]:
         answers=GrantView,
         takes=RequestBody,
     )
-    return (*reads, explain, request)
+    tell = Operation(
+        path="/v1/workloads/{workload}/growth",
+        method="GET",
+        name="growth",
+        summary="Which functions a critical workload's memory came from (Unix socket only)",
+        answers=GrowthView,
+    )
+    return (*reads, explain, tell, request)
 
 
 def make_app(agent: Asked, *, takes_requests: bool) -> ASGIApp:
@@ -92,6 +100,7 @@ def make_app(agent: Asked, *, takes_requests: bool) -> ASGIApp:
     routes.append(Route("/", _showing(), methods=["GET"]))
     if takes_requests:
         routes.append(Route("/v1/requests", take_requests(agent), methods=["POST"]))
+        routes.append(Route(growth.PATH, growth.tell_growth(agent), methods=["GET"]))
     app = Starlette(
         routes=routes,
         exception_handlers={MemsculptError: _answer_problem, HTTPException: _answer_http_problem},

@@ -53,7 +53,8 @@ def _describe_one(one: Operation, ref_of: dict[type[msgspec.Struct], Any]) -> di
     }
     if "{" in one.path:
         name = one.path.partition("{")[2].partition("}")[0]
-        described["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "integer"}}]
+        kind = "integer" if name == "id" else "string"
+        described["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": kind}}]
     if one.takes is not None:
         described["requestBody"] = {"required": True, "content": _json(ref_of[one.takes])}
     return described

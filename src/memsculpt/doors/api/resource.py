@@ -9,8 +9,10 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from memsculpt.domain.growth import GrowthSample
 from memsculpt.domain.plan import Grant, Request
 from memsculpt.domain.report import Report
+from memsculpt.domain.workload import WorkloadId
 from memsculpt.doors.api.schema import ErrorView, ProblemView
 from memsculpt.errors import ConfigError, MemsculptError, Refused, Unavailable, UsageError
 
@@ -29,7 +31,7 @@ _STATUS: tuple[tuple[type[MemsculptError], int], ...] = (
 
 
 class Asked(Protocol):
-    """The agent as the API sees it; both are safe from another thread."""
+    """The agent as the API sees it; all are safe from another thread."""
 
     @property
     def report(self) -> Report:
@@ -38,6 +40,10 @@ class Asked(Protocol):
 
     def ask(self, request: Request) -> "Future[Grant]":
         """Put a request into the next tick."""
+        ...
+
+    def ask_growth(self, workload: WorkloadId) -> "Future[GrowthSample]":
+        """Have the next tick tell where a workload's memory came from."""
         ...
 
 

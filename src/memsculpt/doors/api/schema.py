@@ -49,6 +49,18 @@ class HeatView(msgspec.Struct, kw_only=True):
     working_set_bytes: list[int | None]  # by window; None: no such window has passed yet
 
 
+class SampledView(msgspec.Struct, kw_only=True):
+    """How a critical workload's page faults are sampled; `/v1/workloads/{workload}/growth` has the functions."""
+
+    sampled_every: int  # one page in so many
+    interval_s: float  # how far back it reaches
+    process_count: int
+    faults: int  # of its processes, recorded or not
+    recorded: int
+    touched_bytes: int  # estimated: memory that came in that time, without files
+    touched_error_bytes: int  # 95 % of such estimates are off by no more
+
+
 class WorkloadView(msgspec.Struct, kw_only=True):
     """What is accounted as one, with its use told apart."""
 
@@ -71,6 +83,7 @@ class WorkloadView(msgspec.Struct, kw_only=True):
     some_stall_ratio: float
     idle_s: float
     heat: HeatView | None  # None: not in a partition, or sensing is off
+    growth: SampledView | None = None  # None: not in a critical partition, or sensing is off
     forecast: ForecastView
     leader: str  # the expert whose forecast weighs most; "" before the first forecast
     scored_count: int
@@ -210,6 +223,15 @@ class BackoffView(msgspec.Struct, kw_only=True):
     reason: str
 
 
+class SamplingView(msgspec.Struct, kw_only=True):
+    """The sampling of critical workloads' page faults as a whole."""
+
+    is_on: bool
+    spent_ratio: float  # of one processor, lately: the agent's time, and what the programs paid
+    allowed_ratio: float
+    notes: list[str]
+
+
 class StatusView(msgspec.Struct, kw_only=True):
     """Everything at a glance."""
 
@@ -228,6 +250,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     backoff: BackoffView | None
     notes: list[str]
     last_problem: str
+    growth: SamplingView | None = None  # None: no partition is critical, or sensing is off
 
 
 class PartitionsView(msgspec.Struct, kw_only=True):
@@ -240,6 +263,62 @@ class WorkloadsView(msgspec.Struct, kw_only=True):
     """All workloads."""
 
     workloads: list[WorkloadView]
+
+
+class FunctionGrowthView(msgspec.Struct, kw_only=True):
+    """One function's part: by itself (`self_bytes`, of it `held_bytes`), and with all that it called."""
+
+    function: str
+    module: str
+    self_bytes: int
+    total_bytes: int
+    held_bytes: int
+    held_total_bytes: int
+    total_error_bytes: int
+    held_total_error_bytes: int
+
+
+class ModuleGrowthView(msgspec.Struct, kw_only=True):
+    """One module's part, by the innermost function."""
+
+    module: str
+    touched_bytes: int
+    held_bytes: int
+
+
+class StackGrowthView(msgspec.Struct, kw_only=True):
+    """One stack's part, innermost function first."""
+
+    frames: list[str]
+    frame_modules: list[str]
+    kind: str
+    touched_bytes: int
+    held_bytes: int
+    faults: int  # that were recorded
+
+
+class GrowthView(msgspec.Struct, kw_only=True):
+    """Where a critical workload's memory of the last minutes came from, estimated from sampled page faults.
+
+    An error is what 95 % of such estimates are off by at most.
+    """
+
+    workload: str
+    interval_s: float
+    sampled_every: int  # one page in so many, where it was coarsest in this time
+    faults: int
+    recorded: int
+    dropped: int
+    grown_bytes: int | None  # by the kernel's counters, in about this time
+    touched_bytes: int
+    touched_error_bytes: int
+    held_bytes: int
+    held_error_bytes: int
+    file_bytes: int
+    functions: list[FunctionGrowthView]
+    modules: list[ModuleGrowthView]
+    stacks: list[StackGrowthView]
+    notes: list[str]
 
 
 class CapabilityView(msgspec.Struct, kw_only=True):

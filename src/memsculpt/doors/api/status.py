@@ -7,7 +7,7 @@ from memsculpt.domain.report import Report, Scores
 from memsculpt.doors import words
 from memsculpt.doors.api.actions import view_actions
 from memsculpt.doors.api.partitions import list_partitions
-from memsculpt.doors.api.schema import AgentView, BackoffView, MemoryView, ScoresView, StatusView
+from memsculpt.doors.api.schema import AgentView, BackoffView, MemoryView, SamplingView, ScoresView, StatusView
 from memsculpt.doors.api.workloads import list_workloads
 
 RECENT_ACTIONS = 20
@@ -32,6 +32,7 @@ def view_status(report: Report) -> StatusView:
         backoff=_view_backoff(report),
         notes=[words.text_of(note) for note in report.notes],
         last_problem=words.text_of(report.last_problem),
+        growth=_view_sampling(report),
     )
 
 
@@ -65,6 +66,18 @@ def _view_scores(scores: Scores) -> ScoresView:
         scored_count=scores.scored_count,
         covered_ratio=scores.covered_ratio.tolist(),
         pinball_bytes=scores.pinball_bytes.tolist(),
+    )
+
+
+def _view_sampling(report: Report) -> SamplingView | None:
+    found = report.growth
+    if found is None:
+        return None
+    return SamplingView(
+        is_on=found.is_on,
+        spent_ratio=found.spent_ratio,
+        allowed_ratio=found.allowed_ratio,
+        notes=[words.text_of(note) for note in found.notes],
     )
 
 

@@ -5,12 +5,13 @@ from math import isnan
 
 from memsculpt.domain.arrays import Float64
 from memsculpt.domain.forecast import Forecasts
+from memsculpt.domain.growth import GrowthSummary
 from memsculpt.domain.heat import WorkloadHeat
 from memsculpt.domain.outcome import Corrections
 from memsculpt.domain.report import Report
 from memsculpt.domain.workload import WorkloadId
 from memsculpt.doors import words
-from memsculpt.doors.api.schema import ForecastView, HeatView, WorkloadsView, WorkloadView
+from memsculpt.doors.api.schema import ForecastView, HeatView, SampledView, WorkloadsView, WorkloadView
 
 
 def view_workloads(report: Report) -> WorkloadsView:
@@ -27,6 +28,7 @@ def list_workloads(report: Report) -> list[WorkloadView]:
     forecasts = _Rows(report.forecasts, report.settings.forecast.act_horizon_s)
     scores = _scores_by_id(report.corrections)
     heats = _heats_by_id(report.heat)
+    sampled = _sampled_by_id(report.growth)
     return [
         WorkloadView(
             id=words.text_of(identity),
@@ -48,6 +50,7 @@ def list_workloads(report: Report) -> list[WorkloadView]:
             some_stall_ratio=float(known.some_stall_ratio[row]),
             idle_s=float(known.idle_s[row]),
             heat=heats.get(identity),
+            growth=sampled.get(identity),
             forecast=forecasts.of(identity),
             leader=forecasts.leader_of(identity),
             scored_count=scores.get(identity, (0, 0.0))[0],
@@ -96,6 +99,21 @@ def _heats_by_id(heat: WorkloadHeat | None) -> dict[WorkloadId, HeatView]:
             working_set_bytes=[None if isnan(value) else int(value) for value in _floats(heat.working_set_bytes[row])],
         )
         for row, identity in enumerate(heat.ids)
+    }
+
+
+def _sampled_by_id(growth: GrowthSummary | None) -> dict[WorkloadId, SampledView]:
+    return {
+        one.id: SampledView(
+            sampled_every=one.sampled_every,
+            interval_s=one.interval_s,
+            process_count=one.process_count,
+            faults=one.seen_count,
+            recorded=one.sample_count,
+            touched_bytes=one.touched_bytes,
+            touched_error_bytes=one.touched_error_bytes,
+        )
+        for one in (() if growth is None else growth.workloads)
     }
 
 

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`memsculpt growth PID`: which functions and modules make a process grow. Needs no running agent."""
+"""`memsculpt growth PID`: which functions and modules make a process grow. Needs no running agent.
+
+With `--workload NAME` a running agent is asked, which samples critical workloads all the time (growth_of_workload.py).
+"""
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memsculpt.domain.units import format_bytes, format_duration_s
 from memsculpt.doors import words
-from memsculpt.doors.cli import options
+from memsculpt.doors.cli import growth_of_workload, options
 from memsculpt.doors.cli.command_line import Subparsers
 from memsculpt.doors.cli.heat import duration, process_number
 from memsculpt.errors import Refused, UsageError
 
 if TYPE_CHECKING:
-    from memsculpt.domain.growth import GrowthRecording
+    from memsculpt.domain.growth import GrowthRecording, GrowthStack
 
 DEFAULT_FOR_S = 10.0
 DEFAULT_TOP = 15
@@ -28,42 +31,74 @@ def add_command(subparsers: Subparsers) -> None:
         "growth",
         "which functions and modules make a process grow",
         "Record page faults with their stacks and say which functions new memory came from, and what of it is still\n"
-        "held. Ctrl-C ends the recording and prints what was found so far.",
+        "held. Ctrl-C ends the recording and prints what was found so far.\n"
+        "With --workload, a running agent is asked what it has sampled of a critical workload in the last minutes.",
         "sudo memsculpt growth 4711 --for 30s --svg growth.svg",
     )
-    parser.add_argument("pid", metavar="PID", type=process_number)
-    parser.add_argument("--for", dest="for_s", metavar="30s", type=duration, default=DEFAULT_FOR_S)
-    parser.add_argument("--every", metavar="N", type=_count, default=1, help="record each Nth fault only (default 1)")
+    parser.add_argument("pid", metavar="PID", type=process_number, nargs="?")
+    parser.add_argument("--workload", metavar="NAME", help="as `status` names it; asks a running agent")
+    parser.add_argument("--for", dest="for_s", metavar="30s", type=duration, help="how long (default 10s)")
+    parser.add_argument("--every", metavar="N", type=_count, help="record each Nth fault only (default 1)")
     parser.add_argument("--top", metavar="N", type=_count, default=DEFAULT_TOP, help="so many functions in the table")
     parser.add_argument("--svg", metavar="FILE", type=Path, help="write a flame graph")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with flame graph and table")
     parser.add_argument("--speedscope", metavar="FILE", type=Path, help="write JSON for speedscope.app")
+    options.add_agent(parser)
     parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Record and print."""
-    from memsculpt.host import drilldown
-    from memsculpt.profile import growth
-
-    files: tuple[Path, ...] = tuple(one for one in (parsed.svg, parsed.html, parsed.speedscope) if one is not None)
-    for path in files:
-        check_writable(path)
-    recording = drilldown.record_growth(
-        parsed.pid, for_s=parsed.for_s, every=parsed.every, on_progress=_progress() if sys.stderr.isatty() else None
-    )
-    title = f"growth of process {parsed.pid} in {format_duration_s(recording.interval_s)}"
-    told = as_json(recording)
-    drawings: tuple[tuple[Path | None, Callable[[], str]], ...] = (
-        (parsed.svg, lambda: growth.flame_svg(recording.stacks, title)),
-        (parsed.html, lambda: growth.page(recording.stacks, title, told["notes"])),
-        (parsed.speedscope, lambda: growth.speedscope(recording.stacks, title)),
-    )
-    for path, draw in drawings:
+    _check_asked(parsed)
+    for path in (parsed.svg, parsed.html, parsed.speedscope):
         if path is not None:
-            path.write_text(draw(), encoding="utf-8", errors="backslashreplace")
+            check_writable(path)
+    if parsed.workload is not None:
+        told = growth_of_workload.ask(parsed)
+        draw(parsed, growth_of_workload.stacks_of(told), growth_of_workload.title_of(told), told["notes"])
+        options.show(told, lambda one: growth_of_workload.in_words(one, parsed.top), as_json=parsed.json)
+        return 0
+    from memsculpt.host import drilldown
+
+    recording = drilldown.record_growth(
+        parsed.pid,
+        for_s=parsed.for_s or DEFAULT_FOR_S,
+        every=parsed.every or 1,
+        on_progress=_progress() if sys.stderr.isatty() else None,
+    )
+    told = as_json(recording)
+    title = f"growth of process {parsed.pid} in {format_duration_s(recording.interval_s)}"
+    draw(parsed, recording.stacks, title, told["notes"])
     options.show(told, lambda one: _in_words(one, parsed.top), as_json=parsed.json)
     return 0
+
+
+def draw(parsed: argparse.Namespace, stacks: "Sequence[GrowthStack]", title: str, notes: Sequence[str]) -> None:
+    """Write the drawings that were asked for."""
+    from memsculpt.profile import growth
+
+    drawings: tuple[tuple[Path | None, Callable[[], str]], ...] = (
+        (parsed.svg, lambda: growth.flame_svg(stacks, title)),
+        (parsed.html, lambda: growth.page(stacks, title, notes)),
+        (parsed.speedscope, lambda: growth.speedscope(stacks, title)),
+    )
+    for path, drawn in drawings:
+        if path is not None:
+            path.write_text(drawn(), encoding="utf-8", errors="backslashreplace")
+
+
+def _check_asked(parsed: argparse.Namespace) -> None:
+    """Raise UsageError where it is not clear who is asked about what."""
+    fix = "say `memsculpt growth 4711`, or `memsculpt growth --workload NAME`"
+    if (parsed.pid is None) == (parsed.workload is None):
+        problem = "neither a process nor a workload is named" if parsed.pid is None else "both are named"
+        raise UsageError(place="growth", problem=problem, fix=fix)
+    if parsed.workload is not None and (parsed.for_s is not None or parsed.every is not None):
+        raise UsageError(
+            place="growth --workload",
+            problem="how long and how finely is the agent's to say: --for and --every are for a PID",
+            fix="leave them out",
+        )
 
 
 def check_writable(path: Path) -> None:
