@@ -2,6 +2,7 @@
 """Record where a process grows, function by function: the door's way to host/linux/growth.py."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from memsculpt.domain.growth import GrowthRecording, GrowthStack, Module, SampledStack
 from memsculpt.errors import Refused, Vanished
@@ -38,5 +39,13 @@ def name_stacks(
 
 
 def no_such_process(pid: int) -> Refused:
-    """Return what to say when somebody names a process that is not there."""
+    """Return what to say when somebody names a process that is not there, or one of its threads."""
+    with suppress(OSError, ValueError), open(f"/proc/{pid}/status", "rb") as status:  # noqa: PTH123  /proc
+        process = next((int(line.split()[1]) for line in status if line.startswith(b"Tgid:")), pid)
+        if process != pid:
+            return Refused(
+                place=f"process {pid}",
+                problem=f"is a thread of process {process}",
+                fix=f"name the process: {process}; its threads are seen with it",
+            )
     return Refused(place=f"process {pid}", problem="is gone, or never was there", fix="name one that runs: see `ps`")

@@ -104,8 +104,11 @@ def _check_asked(parsed: argparse.Namespace) -> None:
 def check_writable(path: Path) -> None:
     """Find out before the wait whether a file can be written. Raises Refused."""
     try:
+        was_there = path.exists()
         with path.open("ab"):
             pass
+        if not was_there:
+            path.unlink()  # nothing is left of it where the process is refused
     except OSError as error:
         raise Refused(
             place=str(path), problem=f"cannot be written: {error.strerror}", fix="name a file in a folder of yours"

@@ -2,6 +2,7 @@
 """Page faults of one process with their user stacks: native/bpf/faults.bpf.c, attached to one event a processor."""
 
 import mmap
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,25 @@ GOING = ("on_call", "on_return")
 
 Faults = npt.NDArray[Any]  # of RECORD
 
+FIRST_PID_NAMESPACE = 0xEFFFFFFC  # include/linux/proc_ns.h, PROC_PID_INIT_INO
+
+
+def check_namespace() -> None:
+    """Raise Unavailable in a container with pids of its own: programs in the kernel know processes by other numbers."""
+    if os.stat("/proc/self/ns/pid").st_ino != FIRST_PID_NAMESPACE:
+        raise Unavailable(
+            place="page faults",
+            problem="this is a PID namespace of its own: the kernel's programs know its processes by other numbers",
+            fix="run memsculpt outside of the container, or the container with the host's pids (--pid=host)",
+        )
+
 
 class FaultReader:
     """Records the faults of one process; holds a program, its maps (48 MiB) and an event a processor until closed."""
 
     def __init__(self, programs: Path = PROGRAMS) -> None:
         """Load and attach. Raises Unavailable."""
+        check_namespace()
         path = programs / "faults.bpf.o"
         if not path.exists():
             raise Unavailable(

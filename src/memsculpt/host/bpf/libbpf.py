@@ -286,7 +286,13 @@ class Program:
             yield
         except OSError as error:
             words = "; ".join(self._library.said) or error.strerror
-            fix = "run as root" if error.errno == errno.EPERM else "a kernel from 5.15 on with BTF and BPF iterators"
+            fix = "a kernel from 5.15 on with BTF and BPF iterators"
+            if error.errno == errno.EPERM:
+                # libbpf goes on about limits of memory and CONFIG_BPF_SYSCALL, which are not what is missing.
+                words = "the kernel does not allow it to this user"
+                fix = (
+                    "run as root" if os.geteuid() else "give this root CAP_BPF and CAP_PERFMON (a container lacks them)"
+                )
             raise Unavailable(
                 place=f"BPF program {self._path.name}", problem=f"cannot be {what}: {words}", fix=fix
             ) from error

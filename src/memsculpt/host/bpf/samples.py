@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from memsculpt.errors import Unavailable
 from memsculpt.host.bpf import perf_event
-from memsculpt.host.bpf.faults import STACK_WORDS
+from memsculpt.host.bpf.faults import STACK_WORDS, check_namespace
 from memsculpt.host.bpf.libbpf import Program
 from memsculpt.host.bpf.ring import Ring
 from memsculpt.host.bpf.tasks import PROGRAMS
@@ -62,6 +62,7 @@ class SampleReader:
 
     def __init__(self, programs: Path = PROGRAMS) -> None:
         """Load. Raises Unavailable."""
+        check_namespace()
         path = programs / "faults.bpf.o"
         if not path.exists():
             raise Unavailable(
