@@ -71,6 +71,7 @@ def test_every_value_arrives_where_it_belongs():
         ceiling = "unlimited"
         priority = 2.5
         create = true
+        critical = true
         [[partition]]
         name = "batch"
         match.exe = "*/worker"
@@ -86,6 +87,7 @@ def test_every_value_arrives_where_it_belongs():
     assert (cache.match.cgroup, cache.match.pid, cache.match.label) == ("a/*", 7, "l")
     assert (cache.guarantee_bytes, cache.ceiling_bytes, cache.priority) == (2 * GIB, UNLIMITED_BYTES, 2.5)
     assert cache.create
+    assert cache.critical
     assert (batch.kind, batch.size_bytes) == (Kind.FIXED, 4 * GIB)
 
 
@@ -148,6 +150,9 @@ BAD = [
     (PARTITION + "priority = 0", 4, "out of bounds", "above 0"),
     (PARTITION + "priority = nan", 4, "out of bounds", "above 0"),
     (PARTITION + "create = 1", 4, "neither true nor false", "true or false"),
+    (PARTITION + 'critical = "yes"', 4, "critical: \"yes\" is neither true nor false", "true or false"),
+    (PARTITION + "critcal = true", 4, "no key of", "did you mean critical?"),
+    ("[sense]\ncritical = true", 2, "no key of", "belongs in a [[partition]]"),
     ("[agent\nmode = 1", 1, "is not TOML", "toml.io"),
     ("a = 1\na = 2", 2, "is not TOML", "toml.io"),
     ('x = "never ends', 1, "is not TOML", "toml.io"),
