@@ -15,7 +15,7 @@
 #define DEPTH_MOST 127 /* PERF_MAX_STACK_DEPTH */
 #define RING_BYTES (32 << 20)
 #define WATCHED_MOST 1024
-#define WAKE_BYTES (512 << 10) /* half of the ring that host/bpf/samples.py asks for */
+#define WAKE_BYTES (256 << 10) /* half of the ring that host/bpf/samples.py asks for */
 #define SHIFT_MOST 24
 #define PAGE_SHIFT 12
 #define NS_PER_TICK 10000000 /* USER_HZ is 100 */
