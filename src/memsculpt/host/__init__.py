@@ -9,8 +9,9 @@ from memsculpt.domain.workload import Instance
 from memsculpt.errors import Unavailable
 from memsculpt.host.protocol import Host
 
-__all__ = ["merge_own_pages", "open_host", "own_instance"]
+__all__ = ["merge_own_pages", "open_host", "own_instance", "share_one_heap"]
 
+_M_ARENA_MAX = -8  # malloc.h
 _PR_SET_MEMORY_MERGE = 67  # include/uapi/linux/prctl.h, since 6.4
 
 
@@ -27,6 +28,16 @@ def own_instance() -> Instance:
     with open("/proc/self/stat", "rb") as stat:  # noqa: PTH123  /proc is spoken to in file descriptors
         fields = stat.read().rpartition(b")")[2].split()
     return Instance(pid=os.getpid(), start_ticks=int(fields[19]))
+
+
+def share_one_heap() -> None:
+    """Have the threads that are started from now on share one heap, where the C library would give each its own.
+
+    An agent with threads for pages, faults and its API is 5 MiB smaller so. Source: mallopt(3), M_ARENA_MAX.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc's; others have no such thing, and one heap
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def merge_own_pages() -> None:

@@ -25,7 +25,7 @@ from memsculpt.doors.api.server import ApiServer, Listening, check_loopback
 from memsculpt.doors.cli import preparing
 from memsculpt.doors.cli.restore import report_lines, report_view
 from memsculpt.errors import ConfigError, Unavailable, UsageError
-from memsculpt.host import doctor, open_host
+from memsculpt.host import doctor, open_host, share_one_heap
 from memsculpt.host.protocol import Host
 
 # What `--apply` cannot do without; the rest degrades.
@@ -55,6 +55,7 @@ def run(wanted: Wanted) -> int:
         check_loopback(host_name)
     if settings.mode is Mode.APPLY:
         check_may_apply("--apply" if wanted.apply else 'mode = "apply"')
+    share_one_heap()
     with ExitStack() as stack:
         host = open_host(settings)
         stack.callback(host.close)
