@@ -2,7 +2,7 @@
 """Perf maps, mangled names, and pages that come, go and move."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memsculpt.host.bpf.faults import BROKEN_OFF, MOVED, MOVING, UNMAPPED
@@ -38,6 +38,7 @@ def test_names_as_their_authors_wrote_them():
 
 
 @given(st.text(max_size=60))
+@example("C:")
 def test_no_name_breaks_the_demangler(name):
     assert isinstance(elf.demangled("_R" + name), str)
     assert isinstance(elf.demangled("_Z" + name), str)

@@ -135,8 +135,8 @@ def _rust(name: str) -> str | None:
         return None
     try:
         shown: str = rust_demangler.demangle(name)
-    except (TypeNotFoundError, UnableToLegacyDemangle, UnableTov0Demangle, ValueError, LookupError):  # not Rust's
-        return None
+    except (TypeNotFoundError, UnableToLegacyDemangle, UnableTov0Demangle, ValueError, LookupError, TypeError):
+        return None  # not Rust's, whatever the library stumbled over
     head, mark, tail = shown.rpartition("::h")
     return head if mark and len(tail) == 16 else shown
 
