@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from tests.vm import image, initramfs, lab
-from tests.vm.guest import Guest, GuestError
+from memsculpt_bench.guests import image, initramfs, lab
+from memsculpt_bench.guests.guest import Guest, GuestError
 
 
 def test_the_probe_says_what_is_there_or_missing(monkeypatch, tmp_path):

@@ -21,7 +21,8 @@ from memsculpt.errors import Unavailable
 SONAME = "libbpf.so.1"
 READ_BYTES = 1 << 20
 LINES_KEPT = 12
-LINE_BYTES = 4096
+# The verifier's log comes as one line, and says at its end what it refuses.
+LINE_BYTES = 1 << 20
 NO_SIZES: Mapping[str, int] = MappingProxyType({})
 WARN = 0  # enum libbpf_print_level
 

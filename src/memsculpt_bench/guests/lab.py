@@ -7,10 +7,10 @@ import os
 import shutil
 from pathlib import Path
 
-from tests.vm import debian, image, initramfs, kernels
-from tests.vm.guest import QEMU, Guest, Machine
+from memsculpt_bench.guests import debian, image, initramfs, kernels
+from memsculpt_bench.guests.guest import QEMU, Guest, Machine
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 LOCK_FILE = REPOSITORY / "requirements" / "run.txt"
 
 # What must be on this machine, and the Debian package that brings it.
