@@ -44,7 +44,9 @@ def test_doctor_offers_both_programs(guest_of: Guest):
 def test_the_walker_finds_every_touched_page_and_no_other(guest_of: Guest, kind, pattern):
     """Its emulated processor has a TLB, too, so the flush at the clear is tested as well."""
     told = json.loads(
-        guest_of.check(f"python3.11 -m memsculpt_bench.guests.inside bpf {kind} {PAGES} {pattern} 1", timeout_s=120.0)
+        guest_of.check(
+            f"python3.11 -m memsculpt_bench.guests.inside bpf {kind} {PAGES} {pattern} 0.1 1", timeout_s=120.0
+        )
     )
 
     assert told["recall"] == [1.0]

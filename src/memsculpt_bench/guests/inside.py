@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in a guest, as `python3.11 -m memsculpt_bench.guests.inside NAME KIND PAGES PATTERN ROUNDS`.
+"""What runs in a guest, as `python3.11 -m memsculpt_bench.guests.inside NAME KIND PAGES PATTERN TOUCHING_S ROUNDS`.
 
 A program touches known pages again and again, while a source of touched pages looks at it; one JSON object says how
 well they were found. Of a source that knows stretches of addresses, a stretch counts as found whole.
 """
 
 import json
-import resource
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from memsculpt.host.protocol import PageReader
 from memsculpt_bench.known_pages import Toucher, compare, toucher
 
 TOUCHER = "/tmp/toucher"  # noqa: S108  the guest's own
-# How long the program touches its pages in a round, and how often: a source that samples needs time to see it.
 ROUND_S = 3.0
 TICKS_PER_S = 100
 
@@ -55,10 +52,13 @@ def found_in(touches: Touches, address: int, pages: int) -> Bool:
     return found
 
 
-def measure(name: str, kind: str, pages: int, pattern: str, rounds: int) -> dict[str, Any]:
-    """Return, by round, how the touched pages were found by the source of this name, and what that took."""
+def measure(name: str, kind: str, pages: int, pattern: str, touching_s: float, rounds: int) -> dict[str, Any]:
+    """Return, by round, how the touched pages were found by the source of this name, and what that took.
+
+    In a round of ROUND_S the program touches its pages again and again for `touching_s`, and then rests.
+    """
     marked = pattern_of(pattern, pages)
-    told: dict[str, Any] = {"recall": [], "precision": [], "cpu_ratio": [], "kernel_ratio": [], "read_ms": []}
+    told: dict[str, Any] = {"recall": [], "precision": [], "cpu_ms": [], "kernel_ratio": [], "read_ms": []}
     try:
         source = sources.open_source(name).source
     except Unavailable as error:
@@ -69,7 +69,7 @@ def measure(name: str, kind: str, pages: int, pattern: str, rounds: int) -> dict
             try:
                 reader.clear()
                 for _ in range(rounds):
-                    _round(reader, one, marked, told)
+                    _round(reader, one, marked, touching_s, told)
             finally:
                 reader.close()
     finally:
@@ -77,18 +77,19 @@ def measure(name: str, kind: str, pages: int, pattern: str, rounds: int) -> dict
     return told
 
 
-def _round(reader: PageReader, one: Toucher, marked: Bool, told: dict[str, Any]) -> None:
+def _round(reader: PageReader, one: Toucher, marked: Bool, touching_s: float, told: dict[str, Any]) -> None:
+    cpu_s, kernel_s = time.process_time(), _kdamonds_s()
     reader.clear()
-    begin_s, cpu_s, kernel_s = time.monotonic(), _own_cpu_s(), _kdamonds_s()
-    touching = threading.Thread(target=_touch, args=(one, marked, begin_s + ROUND_S))
-    touching.start()
-    touching.join()
-    read_s = time.perf_counter()
+    cpu_s = time.process_time() - cpu_s
+    begin_s = time.monotonic()
+    while time.monotonic() < begin_s + touching_s:
+        one.touch(marked)
+    time.sleep(max(0.0, begin_s + ROUND_S - time.monotonic()))
+    read_s, read_cpu_s = time.perf_counter(), time.process_time()
     touches = reader.read()
     told["read_ms"].append((time.perf_counter() - read_s) * 1e3)
-    taken_s = time.monotonic() - begin_s
-    told["cpu_ratio"].append((_own_cpu_s() - cpu_s) / taken_s)
-    told["kernel_ratio"].append((_kdamonds_s() - kernel_s) / taken_s)
+    told["cpu_ms"].append((cpu_s + time.process_time() - read_cpu_s) * 1e3)
+    told["kernel_ratio"].append((_kdamonds_s() - kernel_s) / (time.monotonic() - begin_s))
     if touches.touched_pages is not None:
         found = compare(touches, one.address, marked)
         told["recall"].append(found.recall)
@@ -97,16 +98,6 @@ def _round(reader: PageReader, one: Toucher, marked: Bool, told: dict[str, Any])
         named = found_in(touches, one.address, len(marked))
         told["recall"].append(float((named & marked).sum() / marked.sum()))
         told["precision"].append(float((named & marked).sum() / max(1, named.sum())))
-
-
-def _touch(one: Toucher, marked: Bool, until_s: float) -> None:
-    while time.monotonic() < until_s:
-        one.touch(marked)
-
-
-def _own_cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def _kdamonds_s() -> float:
@@ -124,4 +115,4 @@ def _kdamonds_s() -> float:
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    print(json.dumps(measure(words[0], words[1], int(words[2]), words[3], int(words[4]))))
+    print(json.dumps(measure(words[0], words[1], int(words[2]), words[3], float(words[4]), int(words[5]))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from memsculpt_bench.guests import debian, image, initramfs, kernels
@@ -29,10 +30,10 @@ def cache() -> Path:
     return Path(os.environ.get("MEMSCULPT_VM_CACHE", REPOSITORY / "build" / "vm-lab"))
 
 
-def probe() -> tuple[bool, str]:
+def probe(programs: Mapping[str, str] = PROGRAMS) -> tuple[bool, str]:
     """Tell whether guests can be made here, and if not, why and what helps."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    missing = {package for program, package in PROGRAMS.items() if shutil.which(program, path=path) is None}
+    missing = {package for program, package in programs.items() if shutil.which(program, path=path) is None}
     if not initramfs.BUSYBOX.exists() or b"\0/lib64/ld-linux" in initramfs.BUSYBOX.read_bytes():
         missing.add("busybox-static")
     if missing:
