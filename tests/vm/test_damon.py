@@ -95,6 +95,15 @@ def test_what_a_killed_memsculpt_left_is_taken_down_by_the_next(guest_612: Guest
     assert threads(guest_612) == 0
 
 
+def test_restore_takes_down_what_a_killed_memsculpt_left(guest_612: Guest, sleeper: str):
+    hold(guest_612, sleeper)
+    guest_612.check("kill -9 $(cat /tmp/hold.pid)")
+    rc, output = guest_612.memsculpt("restore", timeout_s=90.0)
+    assert rc == 0, output
+    assert guest_612.check(f"cat {KDAMONDS}/nr_kdamonds") == "0"
+    assert threads(guest_612) == 0
+
+
 def test_somebody_else_s_monitor_is_left_alone(guest_612: Guest, sleeper: str):
     """Whatever is asked for, and doctor looks as well."""
     guest_612.check(f"echo 1 > {KDAMONDS}/nr_kdamonds; echo 1 > {KDAMONDS}/0/contexts/nr_contexts")

@@ -15,7 +15,7 @@ from hypothesis import strategies as some
 
 from memsculpt.domain.pages import Grain
 from memsculpt.errors import Unavailable, Vanished
-from memsculpt.host.linux.damon import AGE_SLACK, MARK, SLOTS, DamonSource, Stretches, accessed_since
+from memsculpt.host.linux.damon import AGE_SLACK, MARK, SLOTS, DamonSource, Stretches, accessed_since, sweep
 from memsculpt.host.linux.opened import find_instance
 from tests.trees.damon import contents, kdamond, region, write_damon, write_tree
 from tests.trees.frames import EXCLUSIVE, PRESENT, write_frames
@@ -178,6 +178,23 @@ def test_what_a_dead_memsculpt_left_is_taken_down(tmp_path, memory, me):
     reader.close()
     source.close()
     assert contents(folder)["nr_kdamonds"] == "0\n"
+
+
+def test_the_sweep_takes_down_what_is_ours_and_dead_alone(tmp_path, memory, me):
+    child = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    child.wait()
+    free = write_damon(tmp_path / "free")
+    others = write_damon(tmp_path / "others", count=1)
+    living = write_damon(tmp_path / "living", count=SLOTS)
+    mark(living, me.pid, me.start_ticks)
+    for folder in (free, others, living):
+        before = contents(folder)
+        assert not sweep(str(folder.parents[4]), memory)
+        assert contents(folder) == before
+    dead = write_damon(tmp_path / "dead", count=SLOTS)
+    mark(dead, child.pid, 1)
+    assert sweep(str(tmp_path / "dead"), memory)
+    assert contents(dead)["nr_kdamonds"] == "0\n"
 
 
 def test_a_living_memsculpt_keeps_it(tmp_path, memory, me):

@@ -92,6 +92,13 @@ class DamonSource:
         self._used.clear()
         self._give_back()
 
+    def remove_abandoned(self) -> bool:
+        """Take down what a dead memsculpt left; tell whether there was any. Raises Unavailable, OSError."""
+        is_abandoned = self._check()
+        if is_abandoned:
+            _remove_all(self._folder)
+        return is_abandoned
+
     def _free_slot(self) -> int:
         for number in range(SLOTS):
             if number not in self._used:
@@ -103,9 +110,8 @@ class DamonSource:
     def _take(self) -> None:
         if self._is_taken:
             return
-        if self._check():
-            _remove_all(self._folder)
         try:
+            self.remove_abandoned()
             _write(self._folder / "nr_kdamonds", SLOTS)
             self._is_taken = True
             _Monitor(self._folder / "0").mark(_own_mark(self._proc))
@@ -147,6 +153,17 @@ class DamonSource:
                     fix="none needed: another source serves",
                 )
         return True
+
+
+def sweep(sys: str = "/sys", proc: str = "/proc") -> bool:
+    """Take down kdamonds that a dead memsculpt left; tell whether there were any. Raises OSError.
+
+    Writes nothing where there are none, or they are somebody else's.
+    """
+    try:
+        return DamonSource(sys, proc).remove_abandoned()
+    except Unavailable:
+        return False
 
 
 class DamonReader:
@@ -304,7 +321,9 @@ class _Monitor:
         _write(self._folder / "state", "update_schemes_tried_regions")
         folder = self._scheme / "tried_regions"
         names = [name for name in os.listdir(folder) if name.isdigit()]
-        rows = [[int(_read(folder / name / file)) for file in ("start", "end", "nr_accesses", "age")] for name in names]
+        rows = [
+            [_number(f"{folder}/{name}/{file}") for file in ("start", "end", "nr_accesses", "age")] for name in names
+        ]
         columns = np.array(rows, np.int64).reshape(-1, 4)
         columns = columns[np.argsort(columns[:, 0], kind="stable")]
         # How many aggregations there were is not told; how much memory was tried, over all of them, is.
@@ -381,6 +400,15 @@ def _remove_all(folder: Path) -> None:
 
 def _read(path: Path) -> str:
     return path.read_text().strip()
+
+
+def _number(path: str) -> int:
+    """Read one of some thousand files, at a third of what _read takes."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(os.read(descriptor, 32))
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: Path, value: object) -> None:

@@ -14,7 +14,7 @@ from memsculpt.domain.settings import PartitionSettings, Settings
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.errors import ConfigError, Refused, Unavailable, Vanished
 from memsculpt.host.bpf.tasks import TaskReader
-from memsculpt.host.linux import procfs, psi, workloads
+from memsculpt.host.linux import damon, procfs, psi, workloads
 from memsculpt.host.linux.code_places import Modules
 from memsculpt.host.linux.controller import NAME_OF_OURS, Controller
 from memsculpt.host.linux.errnos import translate
@@ -186,7 +186,12 @@ class LinuxHost(LinuxPager):
             os.rmdir(self._memory().folder(cgroup))
 
     def sweep(self) -> tuple[CgroupPath, ...]:
-        """Remove what is empty below our folder, innermost first; whoever lives there keeps his cgroup."""
+        """Remove what is empty below our folder, innermost first; whoever lives there keeps his cgroup.
+
+        A monitor (DAMON) goes as well that a killed memsculpt left running.
+        """
+        with _translated("DAMON"):
+            damon.sweep()
         if self._controller is None:
             return ()
         if isinstance(self._controller, SystemdLimits):
