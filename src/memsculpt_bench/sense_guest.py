@@ -18,10 +18,10 @@ from memsculpt_bench.guests.guest import Guest
 from memsculpt_bench.lab import LabUnavailable
 
 SERIES = "6.12"
-ARMS = ("bpf", "damon", "smaps")
+# And for how many intervals each looks at one program: DAMON finds its stretches in the first.
+ARMS = {"bpf": 1, "damon": 3, "smaps": 1}
 MEMORY_BYTES = 1 << 30
 PAGES = (128 << 20) // 4096
-INTERVALS = 3  # of one program under one source: DAMON finds its stretches in the first
 INSIDE_TIMEOUT_S = 120.0
 # What is touched, and for how much of an interval of 3 s: all the time, or at its beginning only.
 PATTERNS = (("block", 2.9), ("blocks", 2.9), ("random", 2.9), ("blocks", 0.7))
@@ -33,7 +33,7 @@ def measure(
     """Return, by arm and pattern, raw figures of every round. Raises LabUnavailable where there can be no guest.
 
     `recall` is the share of the touched bytes that lie in what the source names, `precision` the share of what it names
-    that was touched, each of the last of INTERVALS; `first_recall` and `first_precision` are of the first. `cpu_ms` is
+    that was touched, each of the last interval; `first_recall` and `first_precision` are of the first. `cpu_ms` is
     our processor time for a clear and a read, `kernel_ratio` what the kernel's thread took of a processor, `read_ms`
     how long a read took.
     """
@@ -51,7 +51,7 @@ def measure(
             told["kernel"] = guest.check("uname -r")
             for number in range(rounds):
                 for pattern, touching_s in patterns:
-                    for name in ARMS if number % 2 == 0 else ARMS[::-1]:
+                    for name in ARMS if number % 2 == 0 else reversed(ARMS):
                         found = _intervals(guest, name, pages, pattern, touching_s)
                         _add(told[name].setdefault(f"{pattern}_{touching_s:g}s", {}), found)
     for name in ARMS:
@@ -66,7 +66,7 @@ def measure(
 
 def _intervals(guest: Guest, name: str, pages: int, pattern: str, touching_s: float) -> dict[str, list[float]]:
     output = guest.check(
-        f"python3.11 -m {inside.__name__} {name} private {pages} {pattern} {touching_s} {INTERVALS}",
+        f"python3.11 -m {inside.__name__} {name} private {pages} {pattern} {touching_s} {ARMS[name]}",
         timeout_s=INSIDE_TIMEOUT_S,
     )
     found: dict[str, Any] = json.loads(output.splitlines()[-1])

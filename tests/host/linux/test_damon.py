@@ -15,7 +15,8 @@ from hypothesis import strategies as some
 
 from memsculpt.domain.pages import Grain
 from memsculpt.errors import Unavailable, Vanished
-from memsculpt.host.linux.damon import AGE_SLACK, MARK, SLOTS, DamonSource, Stretches, accessed_since, sweep
+from memsculpt.host.linux.damon import AGE_SLACK, SLOTS, DamonSource, accessed_since, sweep
+from memsculpt.host.linux.kdamond import MARK, Stretches
 from memsculpt.host.linux.opened import find_instance
 from tests.trees.damon import contents, kdamond, region, write_damon, write_tree
 from tests.trees.frames import EXCLUSIVE, PRESENT, write_frames
@@ -130,6 +131,22 @@ def test_a_part_s_interval_begins_alone(tmp_path, memory, me):
     assert int(reader.read([(BASE, BASE + 2 * MIB)]).touched.sum()) == 0
     assert int(reader.read().touched.sum()) == 512
     reader.clear()
+    assert int(reader.read().touched.sum()) == 0
+    reader.close()
+    source.close()
+
+
+def test_what_one_look_noted_serves_the_parts_that_follow(tmp_path, memory, me):
+    """Each part forgets its own when its interval begins, and no other."""
+    folder = write_damon(tmp_path / "sys", regions=[region(BASE, BASE + 8 * MIB, 3)])
+    source = DamonSource(str(tmp_path / "sys"), memory)
+    reader = source.open(me)
+    found = []
+    for number in range(4):
+        start = BASE + number * 2 * MIB
+        found.append(int(reader.turn(start, start + 2 * MIB, lambda _share: None).touched.sum()))
+        (folder / "0/contexts/0/schemes/0/tried_regions/0/nr_accesses").write_text("0\n")
+    assert found == [512] * 4
     assert int(reader.read().touched.sum()) == 0
     reader.close()
     source.close()

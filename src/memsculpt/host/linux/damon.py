@@ -14,12 +14,11 @@ What is made in the kernel outlives a process that is killed. So one of our kdam
 fields that mean nothing where no watermark is asked for, and the next memsculpt takes it down when that owner is dead.
 """
 
-import errno
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,32 +29,24 @@ from memsculpt.domain.workload import Instance
 from memsculpt.errors import Unavailable, Vanished
 from memsculpt.host import blocks
 from memsculpt.host.linux import clear_accessed, pagemap, runs
+from memsculpt.host.linux.kdamond import (
+    AGGREGATE_US,
+    PLACE,
+    Kdamond,
+    Stretches,
+    lacks_virtual_addresses,
+    mark_in,
+    read,
+    remove_all,
+    unavailable,
+    write,
+)
 from memsculpt.host.linux.opened import OpenedProcess, find_instance
 
-PLACE = "DAMON"
 # Processes at a time. The folders must all be made before the first kdamond runs.
 SLOTS = 16
-SAMPLE_US, AGGREGATE_US = 5_000, 100_000
-UPDATE_US = 1_000_000  # how often new mappings are found
-# At first the address space is cut into the least number: with the kernel's default of 10 it took three intervals of
-# 3 s to find four stretches of 8 MiB of 128, with 100 one, for twice the kernel's time (bench sense, in a guest).
-REGIONS_LEAST, REGIONS_MOST = 100, 1000
-ANY_SIZE, ANY_COUNT = (1 << 64) - 1, (1 << 32) - 1
-# "memsculp": in `watermarks/interval_us` of a kdamond that is ours, beside `high` (pid) and `mid` (start of the owner).
-MARK = 0x6D656D7363756C70
 # An age is a mean over stretches that were joined, and its first aggregation is the one in which the accesses ended.
 AGE_SLACK = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Stretches:
-    """What DAMON tells at the end of an aggregation; columns ascending by address, shape (n_stretches,)."""
-
-    starts: Int64
-    ends: Int64
-    accesses: Int64  # samples in which the page looked at had been accessed, of AGGREGATE_US / SAMPLE_US
-    ages: Int64  # aggregations since that changed
-    aggregation: int  # how many have ended since the kdamond runs
 
 
 class DamonSource:
@@ -77,7 +68,7 @@ class DamonSource:
             self._take()
             slot = self._free_slot()
             with _told(opened):
-                monitor = _Monitor(self._folder / str(slot))
+                monitor = Kdamond(self._folder / str(slot))
                 monitor.start(process.pid, _own_mark(self._proc))
         except BaseException:
             opened.close()
@@ -96,7 +87,7 @@ class DamonSource:
         """Take down what a dead memsculpt left; tell whether there was any. Raises Unavailable, OSError."""
         is_abandoned = self._check()
         if is_abandoned:
-            _remove_all(self._folder)
+            remove_all(self._folder)
         return is_abandoned
 
     def _free_slot(self) -> int:
@@ -112,37 +103,35 @@ class DamonSource:
             return
         try:
             self.remove_abandoned()
-            _write(self._folder / "nr_kdamonds", SLOTS)
+            write(self._folder / "nr_kdamonds", SLOTS)
             self._is_taken = True
-            _Monitor(self._folder / "0").mark(_own_mark(self._proc))
+            Kdamond(self._folder / "0").mark(_own_mark(self._proc))
         except OSError as error:
             self._give_back()
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
 
     def _give_back(self) -> None:
         if self._is_taken:
             self._is_taken = False
             with suppress(OSError):  # somebody took it from us: then nothing of ours is left
-                if _read(self._folder / "nr_kdamonds") == str(SLOTS) and _mark_in(self._folder) == _own_mark(
-                    self._proc
-                ):
-                    _remove_all(self._folder)
+                if read(self._folder / "nr_kdamonds") == str(SLOTS) and mark_in(self._folder) == _own_mark(self._proc):
+                    remove_all(self._folder)
 
     def _check(self) -> bool:
         """Tell whether a dead memsculpt left its kdamonds here. Raises Unavailable; only reads."""
         count_file = self._folder / "nr_kdamonds"
         try:
-            count = _read(count_file)
+            count = read(count_file)
         except OSError as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         if not os.access(count_file, os.W_OK):
             raise Unavailable(place=PLACE, problem="may not be set up by this user", fix="run as root")
         if count == "0":
             return False
-        owner = _mark_in(self._folder)
+        owner = mark_in(self._folder)
         if owner is None:
             problem = f"is in use by somebody else ({count} kdamonds)"
-            if _lacks_virtual_addresses(self._folder):
+            if lacks_virtual_addresses(self._folder):
                 problem += ", and cannot watch virtual addresses on this kernel (CONFIG_DAMON_VADDR)"
             raise Unavailable(place=PLACE, problem=problem, fix="none needed: another source serves")
         with suppress(Vanished):
@@ -171,7 +160,7 @@ class DamonReader:
 
     source, grain = "damon", Grain.REGION
 
-    def __init__(self, monitor: "_Monitor", opened: OpenedProcess, release: Callable[[], object]) -> None:
+    def __init__(self, monitor: "Kdamond", opened: OpenedProcess, release: Callable[[], object]) -> None:
         self._monitor, self._opened, self._release = monitor, opened, release
         self._seen: Int64 = runs.NONE  # stretches in which an access was seen since the last clear
         self._cleared_at = 0  # the aggregation at whose end the interval began
@@ -190,7 +179,10 @@ class DamonReader:
     def read(self, ranges: Sequence[tuple[int, int]] | None = None) -> Touches:
         """Return what was touched since the last clear, or since it was opened; see the protocol."""
         with _told(self._opened):
-            self._note(self._monitor.stretches())
+            if ranges is None:
+                self._note(self._monitor.stretches())
+            else:
+                self._noted()
             return self._touches(ranges)
 
     def clear(self, ranges: Sequence[tuple[int, int]] | None = None) -> Cleared:
@@ -212,8 +204,7 @@ class DamonReader:
     def turn(self, start: int, end: int, pause: Callable[[float], None]) -> Touches:
         """Read the range and begin its new interval; see the protocol. There is nothing that would need a pause."""
         with _told(self._opened):
-            found = self._monitor.stretches()
-            self._note(found)
+            found = self._noted()
             touches = self._touches([(start, end)])
             self._begin([(start, end)], found.aggregation)
             return touches
@@ -232,6 +223,14 @@ class DamonReader:
         self._seen = runs.difference(self._seen, np.array(ordered, np.int64).reshape(-1, 2))
         kept = [one for one in self._parts if not any(start <= one[0] and one[1] <= end for start, end in ordered)]
         self._parts = [*kept, *((start, end, aggregation) for start, end in ordered)]
+
+    def _noted(self) -> Stretches:
+        """Return what is noted already where that is new enough: many parts in a row are to cost one wait."""
+        found = self._monitor.latest
+        if found is None or time.monotonic() - self._monitor.latest_at_s > AGGREGATE_US / 1e6:
+            found = self._monitor.stretches()
+            self._note(found)
+        return found
 
     def _note(self, found: Stretches) -> None:
         since = np.full(len(found.starts), self._cleared_at, np.int64)
@@ -259,96 +258,6 @@ class DamonReader:
         return replace(touches, grain=Grain.REGION, touched_pages=None, has_dirty=False)
 
 
-class _Monitor:
-    """One kdamond's folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._context = folder / "contexts/0"
-        self._scheme = self._context / "schemes/0"
-        self._is_on = False
-        self._tried_bytes = 0
-        self._aggregation = 0
-
-    def mark(self, owner: Instance) -> None:
-        """Make the context and its scheme, and write into it whose they are. Raises OSError."""
-        _write(self._folder / "contexts/nr_contexts", 1)
-        _write(self._context / "schemes/nr_schemes", 1)
-        _write(self._scheme / "watermarks/high", owner.pid)
-        _write(self._scheme / "watermarks/mid", owner.start_ticks)
-        _write(self._scheme / "watermarks/interval_us", MARK)
-
-    def start(self, pid: int, owner: Instance) -> None:
-        """Watch a process from now on. Raises OSError, Unavailable."""
-        self.mark(owner)
-        if "vaddr" not in _read(self._context / "avail_operations").split():
-            raise Unavailable(
-                place=PLACE,
-                problem="cannot watch virtual addresses on this kernel",
-                fix="CONFIG_DAMON_VADDR; another source serves",
-            )
-        if not (self._scheme / "tried_regions").is_dir():
-            raise Unavailable(
-                place=PLACE, problem="does not tell its regions on this kernel", fix="kernel 6.2; another source serves"
-            )
-        attributes = self._context / "monitoring_attrs"
-        _write(self._context / "operations", "vaddr")
-        _write(attributes / "intervals/sample_us", SAMPLE_US)
-        _write(attributes / "intervals/aggr_us", AGGREGATE_US)
-        _write(attributes / "intervals/update_us", UPDATE_US)
-        _write(attributes / "nr_regions/max", REGIONS_MOST)
-        _write(attributes / "nr_regions/min", REGIONS_LEAST)
-        _write(self._context / "targets/nr_targets", 1)
-        _write(self._context / "targets/0/pid_target", pid)
-        _write(self._scheme / "action", "stat")
-        for name, most in (("sz", ANY_SIZE), ("nr_accesses", ANY_COUNT), ("age", ANY_COUNT)):
-            _write(self._scheme / "access_pattern" / name / "min", 0)
-            _write(self._scheme / "access_pattern" / name / "max", most)
-        try:
-            _write(self._folder / "state", "on")
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise Unavailable(
-                    place=PLACE,
-                    problem="is kept by a module of the kernel for itself (damon_reclaim or damon_lru_sort)",
-                    fix="none needed: another source serves",
-                ) from error
-            raise
-        self._is_on = True
-
-    def stretches(self) -> Stretches:
-        """Wait for the end of an aggregation and return what it came to. Raises OSError."""
-        _write(self._folder / "state", "update_schemes_tried_regions")
-        folder = self._scheme / "tried_regions"
-        names = [name for name in os.listdir(folder) if name.isdigit()]
-        rows = [
-            [_number(f"{folder}/{name}/{file}") for file in ("start", "end", "nr_accesses", "age")] for name in names
-        ]
-        columns = np.array(rows, np.int64).reshape(-1, 4)
-        columns = columns[np.argsort(columns[:, 0], kind="stable")]
-        # How many aggregations there were is not told; how much memory was tried, over all of them, is.
-        _write(self._folder / "state", "update_schemes_stats")
-        tried_bytes = int(_read(self._scheme / "stats/sz_tried"))
-        watched_bytes = int((columns[:, 1] - columns[:, 0]).sum())
-        if watched_bytes:
-            self._aggregation += round((tried_bytes - self._tried_bytes) / watched_bytes)
-        self._tried_bytes = tried_bytes
-        return Stretches(
-            starts=columns[:, 0],
-            ends=columns[:, 1],
-            accesses=columns[:, 2],
-            ages=columns[:, 3],
-            aggregation=self._aggregation,
-        )
-
-    def stop(self) -> None:
-        """End the kernel's thread; one that has ended with its process is no error."""
-        if self._is_on:
-            self._is_on = False
-            with suppress(OSError):
-                _write(self._folder / "state", "off")
-
-
 def accessed_since(found: Stretches, since: Int64) -> Bool:
     """Return which stretches were accessed after the aggregation `since`, one for each stretch. Pure.
 
@@ -371,67 +280,6 @@ def _own_mark(proc: str) -> Instance:
     return find_instance(os.getpid(), proc)
 
 
-def _mark_in(folder: Path) -> Instance | None:
-    """Return whose the kdamonds are, None where they are not a memsculpt's."""
-    marks = folder / "0/contexts/0/schemes/0/watermarks"
-    try:
-        if int(_read(marks / "interval_us")) != MARK:
-            return None
-        return Instance(pid=int(_read(marks / "high")), start_ticks=int(_read(marks / "mid")))
-    except (OSError, ValueError):
-        return None
-
-
-def _lacks_virtual_addresses(folder: Path) -> bool:
-    try:
-        return "vaddr" not in _read(folder / "0/contexts/0/avail_operations").split()
-    except OSError:
-        return False
-
-
-def _remove_all(folder: Path) -> None:
-    """Stop what runs and remove everything. Raises OSError."""
-    for one in folder.glob("[0-9]*/state"):
-        if _read(one) == "on":
-            with suppress(OSError):  # it ended with its process just now
-                _write(one, "off")
-    _write(folder / "nr_kdamonds", 0)
-
-
-def _read(path: Path) -> str:
-    return path.read_text().strip()
-
-
-def _number(path: str) -> int:
-    """Read one of some thousand files, at a third of what _read takes."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return int(os.read(descriptor, 32))
-    finally:
-        os.close(descriptor)
-
-
-def _write(path: Path, value: object) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, f"{value}\n".encode())
-    finally:
-        os.close(descriptor)
-
-
-def _unavailable(error: OSError) -> Unavailable:
-    if error.errno == errno.ENOENT:
-        problem, fix = (
-            "is not in this kernel, or cannot be set up by sysfs",
-            "CONFIG_DAMON_VADDR and CONFIG_DAMON_SYSFS",
-        )
-    elif isinstance(error, PermissionError):
-        problem, fix = "may not be set up by this user", "run as root"
-    else:
-        problem, fix = error.strerror or str(error), "none needed: another source serves"
-    return Unavailable(place=PLACE, problem=problem, fix=fix)
-
-
 @contextmanager
 def _told(opened: OpenedProcess) -> Generator[None]:
     """Say what an error of DAMON's files means: most often that the process has ended, and its kdamond with it."""
@@ -439,4 +287,4 @@ def _told(opened: OpenedProcess) -> Generator[None]:
         yield
     except OSError as error:
         opened.check_alive()
-        raise _unavailable(error) from error
+        raise unavailable(error) from error
