@@ -113,6 +113,9 @@ def test_what_is_accessed_is_told_block_by_block(tmp_path, memory, me):
     assert touches.grain is Grain.REGION
     assert touches.touched_pages is None
     assert int(touches.present.sum()) == 2048
+    extents = reader.survey()
+    assert extents.regions.tolist() == [BASE + number * 2 * MIB for number in range(4)]
+    assert extents.present.tolist() == [512] * 4
     hot = touches.touched > 0
     assert touches.starts[hot].min() == BASE + MIB
     assert touches.ends[hot].max() == BASE + 3 * MIB

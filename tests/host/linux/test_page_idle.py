@@ -51,6 +51,8 @@ def test_what_was_accessed_since_it_was_marked_is_touched(opened):
     touches = reader.read()
     assert np.flatnonzero(pages_from(touches, BASE, 40)).tolist() == [0, 39]
     assert int(touches.present.sum()) == 40
+    extents = reader.survey()
+    assert (extents.regions.tolist(), extents.present.tolist()) == ([BASE], [40])
     assert not touches.has_dirty
 
 
