@@ -50,9 +50,14 @@ struct percpu_counter {
 	__s64 count;
 };
 
+/* atomic_long_t: a structure of one number, and libbpf tells an array of those from an array of numbers */
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
 /* Until 6.1 (f1a7941243c1) */
 struct mm_rss_stat___before_6_2 {
-	__s64 count[4]; /* atomic_long_t, which is no more than that */
+	atomic64_t count[4];
 };
 
 struct mm_struct___before_6_2 {

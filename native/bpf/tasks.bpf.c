@@ -21,7 +21,7 @@ static __s64 pages_of(struct mm_struct *mm, int kind)
 	if (bpf_core_type_exists(struct mm_rss_stat___before_6_2)) {
 		struct mm_struct___before_6_2 *old = (void *)mm;
 
-		bpf_core_read(&count, sizeof(count), &old->rss_stat.count[kind]);
+		bpf_core_read(&count, sizeof(count), &old->rss_stat.count[kind].counter);
 	} else {
 		/* Only a constant index is looked up in the kernel's layout, so the size of an element is asked for. */
 		void *counter = (void *)mm->rss_stat + kind * bpf_core_type_size(struct percpu_counter);

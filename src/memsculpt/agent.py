@@ -373,7 +373,7 @@ class Agent:
     def _notes(self, observation: Observation) -> tuple[str, ...]:
         notes = list(observation.notes)
         if self.report.heat is not None:
-            notes.extend(f"pages are not looked at: {note}" for note in self.report.heat.notes)
+            notes.extend(self.report.heat.notes)
         if self.report.growth is not None:
             notes.extend(f"growth by function: {note}" for note in self.report.growth.notes)
         if self._gave_up:

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What doctor says of kernels that were made up, and of this one."""
 
+import pytest
+
+from memsculpt.host import sources
+from memsculpt.host.bpf.libbpf import explained
 from memsculpt.host.doctor import KernelFacts, capabilities_from, examine
+from memsculpt.host.sources import Tried
 
 V1_ROOT = KernelFacts(
     is_root=True, v1_memory="/cg/memory", v2="/cg/unified", memory_is_writable=True, has_psi=True, swap_bytes=1 << 30
@@ -58,6 +63,70 @@ def test_every_row_has_a_reason_and_what_lacks_has_a_fix():
         for row in capabilities_from(facts).values():
             assert row.reason
             assert row.available == (row.fix == "")
+
+
+BPF, IDLE, DAMON, SMAPS = ((name, tells) for name, tells, _ in sources.SOURCES)
+OLD_WORDS = "invalid func unknown#181; libbpf: prog 'walk_pages': failed to load: -22"
+
+
+def tried(*problems: str, fix: str = "kernel 9") -> tuple[Tried, ...]:
+    """Sources as tried on a kernel that was made up: "" works."""
+    return tuple(
+        Tried(name=name, tells=tells, problem=problem, fix=fix if problem else "")
+        for (name, tells), problem in zip((BPF, IDLE, DAMON, SMAPS), problems, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("problems", "used", "better"),
+    [
+        (("", "absent", "taken", ""), "bpf", ()),
+        (("", "", "", ""), "bpf", ()),
+        (("no bpf_loop", "", "", ""), "page_idle", ("bpf: no bpf_loop (fix: kernel 9)",)),
+        (("no BTF", "absent", "", ""), "damon", ("bpf: no BTF", "page_idle: absent")),
+        (
+            ("not root", "not root", "not root", ""),
+            "smaps",
+            ("bpf: not root", "page_idle: not root", "damon: not root"),
+        ),
+    ],
+)
+def test_page_access_names_the_source_in_use_and_what_would_be_better(problems, used, better):
+    row = capabilities_from(KernelFacts(page_sources=tried(*problems)))["page_access"]
+    assert row.available
+    assert row.reason.startswith(f"{used}: ")
+    assert ("better, but not here" in row.reason) == bool(better)
+    assert all(words in row.reason for words in better)
+
+
+def test_a_machine_without_any_source_says_what_each_one_lacks():
+    row = capabilities_from(KernelFacts(page_sources=tried("no BTF", "absent", "taken", "not built in")))["page_access"]
+    assert not row.available
+    assert row.fix
+    assert all(f"{name}: " in row.reason for name in sources.NAMES)
+
+
+def test_doctor_and_the_one_who_chooses_agree():
+    """Opened for real, without asking DAMON for anything: it only reads until a process is opened."""
+    found, passed = sources.first_working(sources.try_each())
+    choice = sources.open_source()
+    choice.source.close()
+    assert (found.name, passed) == (choice.source.name, choice.passed)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem", "fix"),
+    [
+        (OLD_WORDS, "the kernel has no bpf_loop", "a kernel from 5.17 on"),
+        ("unknown func bpf_loop#181", "the kernel has no bpf_loop", "a kernel from 5.17 on"),
+        ("libbpf: kernel BTF is missing", "libbpf: kernel BTF is missing", "a kernel from 5.15 on with BTF"),
+        ("invalid func unknown#999", "invalid func unknown#999", "5.15"),
+    ],
+)
+def test_what_the_kernel_says_of_a_program_is_explained(words, problem, fix):
+    told = explained(words)
+    assert told[0] == problem
+    assert fix in told[1]
 
 
 def test_this_machine_is_examined():

@@ -206,4 +206,28 @@ def test_a_process_that_is_gone_is_forgotten_and_one_that_is_denied_is_left_alon
     assert not state.processes
     state = sensing.absorb(sensed(1), [Looked(task=task, at_s=20.0, cpu_s=0.0, problem="denied")], touch_cost_s=0.0)
     assert state.processes[process].paused_until_s > 20.0
-    assert sensing.summarize(state, source="bpf", now_s=20.0).notes == ("denied",)
+    assert sensing.summarize(state, source="bpf", now_s=20.0).notes == ("pages are not looked at: denied",)
+
+
+def test_a_source_that_never_looked_before_begins_an_interval_and_tells_of_none():
+    """A stand-in's first turn: what it found is of no known interval, so heat and windows wait for its second."""
+    state = sensed(1)
+    process = next(iter(state.processes))
+    (part,) = state.processes[process].slices
+    turn = LookAt(kind=LookKind.TURN, process=process, start=part.start, end=part.end)
+    later = Looked(
+        task=turn,
+        at_s=40.0,
+        cpu_s=0.0,
+        touches=touches(*[0] * 32),  # a source that knows of nothing: were it counted, everything would be idle
+        cleared=True,
+        is_first=True,
+        problem="source bpf: no memory",
+    )
+    after = sensing.absorb(state, [later], touch_cost_s=0.0).processes[process]
+    assert after.slices[0].heat.heat.tolist() == part.heat.heat.tolist()
+    assert after.slices[0].heat.working_sets == part.heat.working_sets
+    assert after.slices[0].heat.cleared_at_s == 40.0
+    again = sensing.absorb(state, [later], touch_cost_s=0.0)
+    notes = sensing.summarize(again, source="bpf", now_s=41.0).notes
+    assert notes == ("pages are looked at by a lesser source: source bpf: no memory",)

@@ -14,18 +14,21 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.vm import debian, image, lab
-from tests.vm.guest import Guest
+from memsculpt_bench import known_pages
+from memsculpt_bench.guests import debian, image, inside, lab
+from memsculpt_bench.guests.guest import Guest
 from tests.vm.tenant import TENANT_BYTES, Tenant
 
 
-def _boot(stack: ExitStack, factory: pytest.TempPathFactory, *, init: str) -> Guest:
+def _boot(
+    stack: ExitStack, factory: pytest.TempPathFactory, *, init: str, series: str = "6.1", memory_bytes: int = 512 << 20
+) -> Guest:
     """Boot a guest, or skip with the lab's reason; where all is required tests/conftest.py makes that a failure."""
     possible, reason = lab.probe()
     if not possible:
         pytest.skip(f"qemu_guest: {reason}")
     try:
-        guest = lab.guest(factory.mktemp("guest"), init=init)
+        guest = lab.guest(factory.mktemp("guest"), init=init, series=series, memory_bytes=memory_bytes)
     except debian.Unavailable as error:
         pytest.skip(f"qemu_guest: {error}")
     return stack.enter_context(guest)
@@ -36,6 +39,26 @@ def guest_v2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     """A bare kernel 6.1 with 512 MiB, zram swap of 256 MiB, and cgroup v2 with the memory controller."""
     with ExitStack() as stack:
         yield _boot(stack, tmp_path_factory, init=image.INIT_PLAIN)
+
+
+@pytest.fixture(scope="session")
+def guest_612(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """A bare kernel 6.12, which has DAMON, with 1 GiB: below half of that the kernel makes no huge pages."""
+    with ExitStack() as stack:
+        guest = _boot(stack, tmp_path_factory, init=image.INIT_PLAIN, series="6.12", memory_bytes=1 << 30)
+        guest.install(known_pages.SOURCES / "toucher.c", inside.TOUCHER)
+        yield guest
+
+
+@pytest.fixture(params=["6.1", "6.12"])
+def guest_of(request: pytest.FixtureRequest) -> Guest:
+    """A bare kernel of each series, with the program of known pages."""
+    if request.param == "6.12":
+        return request.getfixturevalue("guest_612")
+    guest = request.getfixturevalue("guest_v2")
+    if guest.sh(f"[ -x {inside.TOUCHER} ]").rc:
+        guest.install(known_pages.SOURCES / "toucher.c", inside.TOUCHER)
+    return guest
 
 
 @pytest.fixture(scope="session")

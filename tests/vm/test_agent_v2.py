@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.vm.guest import Guest
+from memsculpt_bench.guests.guest import Guest
 from tests.vm.tenant import Tenant
 
 MIB = 1 << 20

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from tests.vm.guest import Guest
+from memsculpt_bench.guests.guest import Guest
 from tests.vm.tenant import TENANT_BYTES
 
 MIB = 1 << 20

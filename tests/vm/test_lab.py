@@ -8,16 +8,15 @@ import os
 
 import pytest
 
-from tests.vm import image, initramfs, lab
-from tests.vm.guest import Guest, GuestError
+from memsculpt_bench.guests import image, initramfs, lab
+from memsculpt_bench.guests.guest import Guest, GuestError
 
 
 def test_the_probe_says_what_is_there_or_missing(monkeypatch, tmp_path):
     """Without its programs the lab is not available, and the reason names the packages to install."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(lab, "PROGRAMS", {"no-such-qemu": "qemu-system-x86"})
 
-    possible, reason = lab.probe()
+    possible, reason = lab.probe({"no-such-qemu": "qemu-system-x86"})
 
     assert not possible
     assert "apt-get install" in reason

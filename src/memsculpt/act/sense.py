@@ -8,11 +8,12 @@ bit hardly notices, one that loses them all at once has a bad moment.
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from memsculpt.domain.heat import LookAt, Looked, LookKind
+from memsculpt.domain.pages import Extents, Touches
 from memsculpt.domain.workload import Instance
-from memsculpt.errors import MemsculptError, Vanished
+from memsculpt.errors import MemsculptError, Unavailable, Vanished
 from memsculpt.host.protocol import Host, PageReader
 
 OPENED_MOST = 64  # processes that are held open, five descriptors each
@@ -28,6 +29,7 @@ class Sensor:
     def __init__(self, host: Host, spread_s: float = 0.0) -> None:
         self._host, self._spread_s = host, spread_s
         self._readers: OrderedDict[Instance, PageReader] = OrderedDict()
+        self._stand_ins: OrderedDict[Instance, PageReader] = OrderedDict()  # where the best source failed
         self._done: list[Looked] = []
         self._used: deque[tuple[float, float]] = deque(maxlen=64)  # (host's time, processor seconds of a round)
         self._thread: threading.Thread | None = None
@@ -72,8 +74,9 @@ class Sensor:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        while self._readers:
-            self._readers.popitem()[1].close()
+        for readers in (self._readers, self._stand_ins):
+            while readers:
+                readers.popitem()[1].close()
 
     def _run_beside(self, tasks: Sequence[LookAt]) -> None:
         try:
@@ -100,22 +103,25 @@ class Sensor:
             if left_s > 0.0:
                 self._stop.wait(left_s)
 
+        problem, is_first = "", False
         try:
-            reader = self._reader(task.process)
-            touches = extents = None
-            if task.kind is LookKind.SURVEY:
-                extents = reader.survey()
-            elif task.kind is LookKind.PROBE:
-                touches = reader.read([(task.start, task.end)])
-            else:
-                touches = reader.turn(task.start, task.end, pause)
+            try:
+                touches, extents = _found(self._reader(task.process), task, pause)
+                _close(self._stand_ins.pop(task.process, None))
+            except Unavailable as error:
+                _close(self._readers.pop(task.process, None))
+                if not (failed := self._host.page_source()):
+                    raise
+                problem = f"source {failed}: {error.place}: {error.problem}"
+                reader, is_first = self._stand_in(task.process, failed)
+                touches, extents = _found(reader, task, pause)
         except MemsculptError as error:
             self._forget(task.process)
             return Looked(
                 task=task,
                 at_s=self._host.now_s(),
                 cpu_s=time.thread_time() - begin_cpu_s,
-                problem=f"{error.place}: {error.problem}",
+                problem="; ".join(filter(None, (problem, f"{error.place}: {error.problem}"))),
                 is_gone=isinstance(error, Vanished),
             )
         if over_s:
@@ -127,7 +133,20 @@ class Sensor:
             touches=touches,
             extents=extents,
             cleared=task.kind is LookKind.TURN,
+            problem=problem,
+            is_first=is_first,
         )
+
+    def _stand_in(self, process: Instance, failed: str) -> tuple[PageReader, bool]:
+        """Return what looks instead of the source that failed, this once, and whether it never looked before.
+
+        It stays open, so that it knows since when it looks if the best source, which is tried first again, fails again.
+        """
+        known = self._stand_ins.pop(process, None)
+        if len(self._stand_ins) >= OPENED_MOST:
+            self._stand_ins.popitem(last=False)[1].close()
+        self._stand_ins[process] = reader = known or self._host.open_pages(process, failed)
+        return reader, known is None
 
     def _reader(self, process: Instance) -> PageReader:
         reader = self._readers.get(process)
@@ -140,6 +159,18 @@ class Sensor:
         return reader
 
     def _forget(self, process: Instance) -> None:
-        reader = self._readers.pop(process, None)
-        if reader is not None:
-            reader.close()
+        _close(self._readers.pop(process, None))
+        _close(self._stand_ins.pop(process, None))
+
+
+def _close(reader: PageReader | None) -> None:
+    if reader is not None:
+        reader.close()
+
+
+def _found(reader: PageReader, task: LookAt, pause: Callable[[float], None]) -> tuple[Touches | None, Extents | None]:
+    if task.kind is LookKind.SURVEY:
+        return None, reader.survey()
+    if task.kind is LookKind.PROBE:
+        return reader.read([(task.start, task.end)]), None
+    return reader.turn(task.start, task.end, pause), None

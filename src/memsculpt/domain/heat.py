@@ -37,8 +37,9 @@ class Looked:
     touches: Touches | None = None  # None: a survey, or the process is gone, or may not be looked at
     extents: Extents | None = None  # of a survey
     cleared: bool = False
-    problem: str = ""  # why not
+    problem: str = ""  # why not; beside `touches`: why the best source did not serve, so that another one did
     is_gone: bool = False
+    is_first: bool = False  # by a source that had not looked there before: of which interval is not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -17,10 +17,10 @@ _PR_SET_MEMORY_MERGE = 67  # include/uapi/linux/prctl.h, since 6.4
 
 def open_host(settings: Settings) -> Host:
     """Return the host that this machine is."""
-    from memsculpt.host import sources
+    from memsculpt.host import doctor, sources
     from memsculpt.host.linux import LinuxHost
 
-    return LinuxHost(settings, lambda: sources.open_source().source)
+    return LinuxHost(settings, lambda below: sources.open_source(below=below).source, doctor.examine)
 
 
 def own_instance() -> Instance:

@@ -18,7 +18,9 @@ from functools import cache
 from pathlib import Path
 
 from memsculpt.errors import Unavailable
+from memsculpt.host import sources
 from memsculpt.host.protocol import Capability
+from memsculpt.host.sources import Tried
 
 _SYS_PROCESS_MADVISE = 440  # x86-64 and the generic table alike
 _MADV_PAGEOUT = 21
@@ -47,9 +49,7 @@ class KernelFacts:
     init: str = ""  # comm of process 1
     has_btf: bool = False
     task_list: str = ""  # "" when our program runs in the kernel, else why not
-    page_walk: str = ""  # "" when our program can read page tables, else why not
-    has_damon: bool = False  # monitoring of virtual addresses, and nobody uses it
-    has_page_idle: bool = False
+    page_sources: tuple[Tried, ...] = ()  # of touched pages, best first
     has_ksm: bool = False
     move_charge: str = ""  # "" when the kernel still moves charges, else why not
     programs: Mapping[str, bool] = field(default_factory=dict[str, bool])  # by name: is it installed
@@ -92,9 +92,7 @@ def read_facts(proc: str = "/proc", sys: str = "/sys") -> KernelFacts:
         init=_text(Path(proc, "1/comm")).strip(),
         has_btf=Path(sys, "kernel/btf/vmlinux").exists(),
         task_list=_try_task_list(),
-        page_walk=_try_page_walk(),
-        has_damon=_has_damon(Path(sys)),
-        has_page_idle=Path(sys, "kernel/mm/page_idle/bitmap").exists(),
+        page_sources=sources.try_each(),
         has_ksm=Path(sys, "kernel/mm/ksm/run").exists(),
         move_charge=_move_charge(v1),
         programs={name: shutil.which(name) is not None for name in ("redis-server", "qemu-system-x86_64")},
@@ -183,7 +181,7 @@ def capabilities_from(facts: KernelFacts) -> Mapping[str, Capability]:
         ),
         _tried_row(
             "page_walk",
-            facts.page_walk,
+            next((one.problem for one in facts.page_sources if one.name == "bpf"), "was not tried"),
             "a BPF program reads page tables",
             "as root: apt install clang libbpf-dev, and the set-up again; kernel 5.17 with BTF",
         ),
@@ -268,39 +266,19 @@ def _try_task_list() -> str:
     return ""
 
 
-def _try_page_walk() -> str:
-    from memsculpt.host.bpf.pagewalk import PageWalker  # late, for the same reason
-
-    try:
-        PageWalker().close()
-    except Unavailable as error:
-        return f"{error.place} {error.problem}"
-    return ""
-
-
-def _has_damon(sys: Path) -> bool:
-    """Tell by reading alone: a monitor that somebody runs is not to be disturbed."""
-    admin = sys / "kernel/mm/damon/admin/kdamonds"
-    return _text(admin / "nr_kdamonds").strip() == "0"
-
-
 def _page_access(facts: KernelFacts) -> Capability:
-    """Return which source tells of touched pages (host/sources.py chooses in this order), and what would be better."""
-    ways = (
-        (not facts.page_walk, "bpf: every page, from the page tables", f"bpf: {facts.page_walk}"),
-        (facts.has_damon, "damon: sampled regions", "damon: absent, or in use by somebody else"),
-        (facts.has_page_idle, "page_idle: every page, slowly", "page_idle: CONFIG_IDLE_PAGE_TRACKING is not set"),
-        (facts.has_clear_refs, "smaps: counts by mapping", "clear_refs: CONFIG_PROC_PAGE_MONITOR is not set"),
-    )
-    missing: list[str] = []
-    for works, what, why_not in ways:
-        if works:
-            better = f" (better, but not here: {'; '.join(missing)})" if missing else ""
-            return Capability(name="page_access", available=True, reason=what + better)
-        missing.append(why_not)
-    return Capability(
-        name="page_access", available=False, reason="; ".join(missing), fix="CONFIG_PROC_PAGE_MONITOR, or run as root"
-    )
+    """Return which source tells of touched pages, and what would be better: by what chooses it (host/sources.py)."""
+    found, passed = sources.first_working(facts.page_sources)
+    missing = "; ".join(f"{one.name}: {one.problem} (fix: {one.fix})" for one in passed)
+    if found is None:
+        return Capability(
+            name="page_access",
+            available=False,
+            reason=missing or "no source was tried",
+            fix="CONFIG_PROC_PAGE_MONITOR, or run as root",
+        )
+    better = f" (better, but not here: {missing})" if passed else ""
+    return Capability(name="page_access", available=True, reason=f"{found.name}: {found.tells}{better}")
 
 
 def _try_page_out() -> None:

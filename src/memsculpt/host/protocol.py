@@ -149,11 +149,15 @@ class PageSource(Protocol):
 class Looker(Protocol):
     """Opens processes for a look at their pages, and watches how these come."""
 
-    def open_pages(self, process: Instance) -> PageReader:
-        """Open a process on the best source there is. Raises as PageSource.open; Unavailable where there is no source.
+    def open_pages(self, process: Instance, below: str | None = None) -> PageReader:
+        """Open a process on the best source there is, or on the best of those after the source `below`.
 
-        The caller closes it before the host.
+        Raises as PageSource.open; Unavailable where there is no source. The caller closes it before the host.
         """
+        ...
+
+    def page_source(self) -> str:
+        """Return the name of the source that `open_pages` tries first; "" before it has found one."""
         ...
 
     def open_faults(self) -> "FaultWatch":

@@ -57,6 +57,11 @@ def begin(now_s: float) -> HeatState:
     return HeatState(cleared_at_s=now_s, window_began_s=(now_s,) * len(WINDOWS_S))
 
 
+def resume(state: HeatState, now_s: float) -> HeatState:
+    """Return the state where an interval begins and nothing is known of the one before it."""
+    return replace(state, cleared_at_s=now_s, seen=np.zeros_like(state.seen), window_began_s=(now_s,) * len(WINDOWS_S))
+
+
 def update(state: HeatState, touches: Touches, now_s: float, *, cleared: bool) -> HeatState:
     """Return the state after a look at the whole stretch; `cleared`: a new interval begins here.
 

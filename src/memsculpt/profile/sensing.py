@@ -76,7 +76,8 @@ class Sensed:
     surveyed_at_s: float = float("-inf")
     surveyed_bytes: int = 0
     slices: tuple[Slice, ...] = ()
-    problem: str = ""
+    problem: str = ""  # why it is not looked at
+    passed: str = ""  # why it is not the best source that looks
     paused_until_s: float = float("-inf")
 
 
@@ -146,7 +147,7 @@ def absorb(state: SensingState, results: Iterable[Looked], *, touch_cost_s: floa
         if one.extents is not None:
             gib = _gib(one.extents.present)
             survey_cost += COST_WEIGHT * (one.cpu_s / gib - survey_cost)
-            processes[one.task.process] = _surveyed(sensed, one.extents, one.at_s)
+            processes[one.task.process] = replace(_surveyed(sensed, one.extents, one.at_s), passed=one.problem)
         elif one.touches is None:
             if one.is_gone:
                 del processes[one.task.process]
@@ -189,6 +190,7 @@ def summarize(state: SensingState, *, source: str, now_s: float) -> WorkloadHeat
     first_s, first_spent_s, first_paid_s = state.marks[0] if state.marks else (now_s, state.spent_s, state.paid_s)
     elapsed_s = now_s - first_s
     problems = sorted({one.problem for one in state.processes.values() if one.problem})
+    passed = sorted({one.passed for one in state.processes.values() if one.passed})
     return WorkloadHeat(
         ids=ids,
         windows_s=WINDOWS_S,
@@ -201,7 +203,10 @@ def summarize(state: SensingState, *, source: str, now_s: float) -> WorkloadHeat
         source=source,
         spent_ratio=(state.spent_s - first_spent_s) / elapsed_s if elapsed_s > 0.0 else 0.0,
         paid_ratio=(state.paid_s - first_paid_s) / elapsed_s if elapsed_s > 0.0 else 0.0,
-        notes=tuple(problems),
+        notes=(
+            *(f"pages are not looked at: {problem}" for problem in problems),
+            *(f"pages are looked at by a lesser source: {problem}" for problem in passed),
+        ),
     )
 
 
@@ -315,7 +320,7 @@ def _absorbed(sensed: Sensed, one: Looked) -> Sensed:
         _looked_at(part, touches, one) if part.start == one.task.start and part.end == one.task.end else part
         for part in sensed.slices
     )
-    return replace(sensed, slices=slices, problem="")
+    return replace(sensed, slices=slices, problem="", passed=one.problem)
 
 
 def _kept(before: Sequence[Slice], now: tuple[Slice, ...]) -> tuple[Slice, ...]:
@@ -331,6 +336,8 @@ def _looked_at(part: Slice, touches: Touches, one: Looked) -> Slice:
     if part.heat is None:
         # Before the first clear the bits tell nothing but that a page was touched at some time.
         return replace(part, heat=heat.begin(one.at_s)) if one.cleared else part
+    if one.is_first:
+        return replace(part, heat=heat.resume(part.heat, one.at_s)) if one.cleared else part
     began_s = part.heat.cleared_at_s
     known = heat.update(part.heat, touches, one.at_s, cleared=one.cleared)
     least_s = np.maximum(np.minimum(WINDOWS_S[-1], one.at_s - known.known_since_s), IDLE_LEAST_S)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +86,21 @@ def test_the_object_is_the_contract_s(capsys, tmp_path):
         assert sum(count for _, count in one["blocks"]) == one["touched_pages"]
         assert all(one["start"] - 65536 < address < one["end"] for address, _ in one["blocks"])
     assert max(one["touched_pages"] for one in told["mappings"]) >= 1024
+
+
+def test_another_source_can_be_asked_for(capsys):
+    """The coarsest needs no privilege for processes of one's own."""
+    assert main(["heat", str(os.getpid()), "--source", "smaps", "--for", "100ms", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["source"], told["grain"]) == ("smaps", "mapping")
+    assert told["touched_pages"] > 0
+
+
+@pytest.mark.parametrize("name", ["nonsense", "page_idle"])
+def test_a_source_that_is_not_to_be_had_is_refused(name, capsys):
+    if name == "page_idle" and Path("/sys/kernel/mm/page_idle/bitmap").exists() and os.geteuid() == 0:
+        name = "page-idle"  # it is to be had here
+    assert main(["heat", str(os.getpid()), "--source", name, "--for", "100ms", "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert told["place"] == f"source {name}"
+    assert told["fix"]

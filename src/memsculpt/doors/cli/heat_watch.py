@@ -47,9 +47,8 @@ def record(
         process = sources.find_process(pid)
     except Vanished as error:
         raise drilldown.no_such_process(pid) from error
-    choice = sources.open_source(wanted)
+    choice, reader = sources.open_reader(process, wanted)
     try:
-        reader = choice.source.open(process)
         try:
             begin_s = time.monotonic()
             cleared = reader.clear()

@@ -9,6 +9,7 @@ import errno
 import functools
 import mmap
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -21,9 +22,12 @@ from memsculpt.errors import Unavailable
 SONAME = "libbpf.so.1"
 READ_BYTES = 1 << 20
 LINES_KEPT = 12
-LINE_BYTES = 4096
+# The verifier's log comes as one line, and says at its end what it refuses.
+LINE_BYTES = 1 << 20
 NO_SIZES: Mapping[str, int] = MappingProxyType({})
 WARN = 0  # enum libbpf_print_level
+# Helpers that our programs call and that came late (include/uapi/linux/bpf.h): number, name, first kernel.
+LATE_HELPERS = {181: ("bpf_loop", "5.17")}
 
 _Print = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -181,6 +185,15 @@ def _read(descriptor: int) -> bytes:
                 raise
 
 
+def explained(words: str) -> tuple[str, str]:
+    """Return what the kernel's and libbpf's words mean, and what would help. Pure."""
+    unknown = re.search(r"(?:invalid|unknown) func \w+#(\d+)", words)
+    name, since = LATE_HELPERS.get(int(unknown.group(1)), ("", "")) if unknown else ("", "")
+    if name:
+        return f"the kernel has no {name}", f"a kernel from {since} on"
+    return words, "a kernel from 5.15 on with BTF and BPF iterators"
+
+
 class Program:
     """A compiled object in the kernel. Use it as a context manager, or close it."""
 
@@ -285,8 +298,7 @@ class Program:
         try:
             yield
         except OSError as error:
-            words = "; ".join(self._library.said) or error.strerror
-            fix = "a kernel from 5.15 on with BTF and BPF iterators"
+            words, fix = explained("; ".join(self._library.said) or error.strerror or str(error))
             if error.errno == errno.EPERM:
                 # libbpf goes on about limits of memory and CONFIG_BPF_SYSCALL, which are not what is missing.
                 words = "the kernel does not allow it to this user"

@@ -13,9 +13,8 @@ from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings, Settings
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.errors import ConfigError, Refused, Unavailable, Vanished
-from memsculpt.host import doctor
 from memsculpt.host.bpf.tasks import TaskReader
-from memsculpt.host.linux import procfs, psi, workloads
+from memsculpt.host.linux import damon, procfs, psi, workloads
 from memsculpt.host.linux.code_places import Modules
 from memsculpt.host.linux.controller import NAME_OF_OURS, Controller
 from memsculpt.host.linux.errnos import translate
@@ -39,11 +38,20 @@ class LinuxHost(LinuxPager):
 
     name = "linux"
 
-    def __init__(self, settings: Settings, choose_source: Callable[[], PageSource] | None = None) -> None:
-        """Open the machine; `choose_source` is called when pages are first asked for. Raises OSError."""
+    def __init__(
+        self,
+        settings: Settings,
+        choose_source: Callable[[str | None], PageSource] | None = None,
+        examine: Callable[[], Mapping[str, Capability]] = dict,
+    ) -> None:
+        """Open the machine. Raises OSError.
+
+        `choose_source` is called when pages are first asked for: with None for the best source, with the name of a
+        source for the best of those after it. `examine` tells what the machine offers.
+        """
         super().__init__()
-        self._choose_source = choose_source
-        self._page_source: PageSource | None = None
+        self._choose_source, self._examine = choose_source, examine
+        self._page_sources: dict[str | None, PageSource] = {}  # by the source below which it is the best
         self._detail_interval_s = settings.observe.detail_interval_s
         found, unified = find_controller()
         self._controller: Controller | None = SystemdLimits(found) if found is not None and runs_systemd() else found
@@ -110,15 +118,19 @@ class LinuxHost(LinuxPager):
         with _translated("/proc"):
             return self._observer.observe(time.monotonic(), self._partitions, self._detail_interval_s)
 
-    def open_pages(self, process: Instance) -> PageReader:
-        """Open a process on the best source there is."""
-        if self._page_source is None:
+    def open_pages(self, process: Instance, below: str | None = None) -> PageReader:
+        """Open a process on the best source there is; see the protocol."""
+        if below not in self._page_sources:
             if self._choose_source is None:
                 raise Unavailable(
                     place=f"process {process.pid}", problem="no source of touched pages was given", fix="use open_host"
                 )
-            self._page_source = self._choose_source()
-        return self._page_source.open(process)
+            self._page_sources[below] = self._choose_source(below)
+        return self._page_sources[below].open(process)
+
+    def page_source(self) -> str:
+        """Return the name of the best source, once it was chosen."""
+        return self._page_sources[None].name if None in self._page_sources else ""
 
     def open_faults(self) -> FaultWatch:
         """Begin to watch page faults."""
@@ -130,7 +142,7 @@ class LinuxHost(LinuxPager):
 
     def capabilities(self) -> Mapping[str, Capability]:
         """Return what doctor found."""
-        return doctor.examine()
+        return self._examine()
 
     def read_limit(self, cgroup: CgroupPath, kind: LimitKind) -> LimitValue:
         """Read one budget."""
@@ -174,7 +186,12 @@ class LinuxHost(LinuxPager):
             os.rmdir(self._memory().folder(cgroup))
 
     def sweep(self) -> tuple[CgroupPath, ...]:
-        """Remove what is empty below our folder, innermost first; whoever lives there keeps his cgroup."""
+        """Remove what is empty below our folder, innermost first; whoever lives there keeps his cgroup.
+
+        A monitor (DAMON) goes as well that a killed memsculpt left running.
+        """
+        with _translated("DAMON"):
+            damon.sweep()
         if self._controller is None:
             return ()
         if isinstance(self._controller, SystemdLimits):
@@ -211,16 +228,19 @@ class LinuxHost(LinuxPager):
     def close(self) -> None:
         """Release every descriptor."""
         self._observer.processes.close()
-        if self._page_source is not None:
-            self._page_source.close()
+        while self._page_sources:
+            self._page_sources.popitem()[1].close()
         os.close(self._wakes)
         if self._trigger is not None:
             os.close(self._trigger)
 
     def _memory(self) -> Controller:
         if self._controller is None:
-            found = doctor.examine()["cgroup_limits"]
-            raise Unavailable(place="cgroup", problem=found.reason, fix=found.fix)
+            raise Unavailable(
+                place="cgroup",
+                problem="no memory controller is mounted",
+                fix="mount cgroup2 and enable the memory controller",
+            )
         return self._controller
 
     def _check_alive(self, process: Instance) -> None:

@@ -59,6 +59,14 @@ class OpenedProcess:
             raise Vanished(place=self.place)
         return int(words[1]) * mmap.PAGESIZE
 
+    def check_alive(self) -> None:
+        """Raise Vanished where the process has ended, also as a zombie that nobody has collected."""
+        try:
+            self._check(self.read("stat"))
+            self.resident_bytes()
+        except (OSError, Refused) as error:
+            raise Vanished(place=self.place) from error
+
     def translated(self, error: OSError) -> Exception:
         """Return what an OSError of this process means."""
         if isinstance(error, PermissionError):

@@ -11,12 +11,14 @@ import fcntl
 import mmap
 import os
 import struct
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from memsculpt.domain.arrays import Int64
+from memsculpt.domain.pages import REGION_BYTES, REGION_PAGES, Extents, Mapping
 from memsculpt.host.linux import runs
 
 UInt64: TypeAlias = npt.NDArray[np.uint64]
@@ -110,6 +112,37 @@ def read_regions(descriptor: int, addresses: list[int], pages: int) -> UInt64:
             found[first:row].reshape(-1)[: len(entries)] = entries
             first = row
     return found
+
+
+def read_tables(descriptor: int, ranges: list[tuple[int, int]]) -> tuple[Int64, UInt64]:
+    """Return the addresses of the regions of 2 MiB of `ranges` that hold anything, and the entries of their pages.
+
+    Shapes (n_regions,) and (n_regions, 512); ranges are widened to whole regions. Raises OSError.
+    """
+    found = np.array(touched_ranges(descriptor, ranges), np.int64).reshape(-1, 2)
+    found[:, 0] //= REGION_BYTES
+    found[:, 1] = -(-found[:, 1] // REGION_BYTES)
+    whole = runs.joined([found * REGION_BYTES])
+    addresses: list[Int64] = []
+    entries: list[UInt64] = []
+    for start, end in whole.tolist():
+        for at in range(start, end, PART_BYTES):
+            regions = (min(end, at + PART_BYTES) - at) // REGION_BYTES
+            tables = read_regions(descriptor, [at], regions * REGION_PAGES).reshape(-1, REGION_PAGES)
+            kept = np.flatnonzero(tables.any(axis=1))
+            addresses.append(at + kept.astype(np.int64) * REGION_BYTES)
+            entries.append(tables[kept])
+    return (
+        np.concatenate([np.empty(0, np.int64), *addresses]),
+        np.concatenate([np.empty((0, REGION_PAGES), np.uint64), *entries]),
+    )
+
+
+def read_extents(descriptor: int, mappings: Sequence[Mapping]) -> Extents:
+    """Return where there is memory. Raises OSError."""
+    addresses, entries = read_tables(descriptor, [(one.start, one.end) for one in mappings])
+    present = (entries & np.uint64(PRESENT)) != 0
+    return Extents(regions=addresses, present=present.sum(axis=1).astype(np.int64))
 
 
 def touched_ranges(descriptor: int, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

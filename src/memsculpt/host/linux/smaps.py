@@ -9,11 +9,13 @@ and it can be had without privilege for processes of one's own.
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
 from memsculpt.domain.pages import PAGE_BYTES, Cleared, Extents, Grain, Mapping, Touches
 from memsculpt.domain.workload import Instance
+from memsculpt.errors import Unavailable
 from memsculpt.host.blocks import extents_from
 from memsculpt.host.linux import clear_accessed
 from memsculpt.host.linux.maps import parse_mappings
@@ -27,6 +29,14 @@ class SmapsSource:
     """Opens processes; holds nothing."""
 
     name = "smaps"
+
+    def __init__(self, proc: str = "/proc") -> None:
+        """Look whether the kernel counts. Raises Unavailable."""
+        for file in ("smaps", "clear_refs"):
+            if not Path(proc, "self", file).exists():
+                raise Unavailable(
+                    place=f"/proc/PID/{file}", problem="is not in this kernel", fix="CONFIG_PROC_PAGE_MONITOR"
+                )
 
     def open(self, process: Instance) -> "SmapsReader":
         """Open a process; see the protocol."""

@@ -6,6 +6,7 @@ It is part of the product, not of the tests: `replay`, learning and examples run
 
 from memsculpt.host.simulated.faults import (
     BusyLimit,
+    DeniedLooking,
     DeniedPaging,
     Fault,
     ForeignLimit,
@@ -34,6 +35,7 @@ __all__ = [
     "Constant",
     "Costs",
     "Cycle",
+    "DeniedLooking",
     "DeniedPaging",
     "Fault",
     "ForeignLimit",

@@ -38,6 +38,15 @@ class DeniedPaging:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeniedLooking:
+    """A source of touched pages does not work (somebody else took it, the kernel lost its memory for it)."""
+
+    source: str
+    from_s: float
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SwapFull:
     """Somebody else fills the swap device: nothing more goes out."""
 
@@ -55,7 +64,7 @@ class ForeignLimit:
     at_s: float
 
 
-Fault: TypeAlias = VanishBeforeAction | BusyLimit | DeniedPaging | SwapFull | ForeignLimit
+Fault: TypeAlias = VanishBeforeAction | BusyLimit | DeniedPaging | DeniedLooking | SwapFull | ForeignLimit
 
 
 class FaultSchedule:
@@ -72,6 +81,11 @@ class FaultSchedule:
     def is_paging_denied(self, at_s: float) -> bool:
         """Tell whether paging is denied now."""
         return any(isinstance(fault, DeniedPaging) and fault.from_s <= at_s < fault.until_s for fault in self._faults)
+
+    def is_looking_denied(self, source: str, at_s: float) -> bool:
+        """Tell whether a source of touched pages does not work now."""
+        found = (fault for fault in self._faults if isinstance(fault, DeniedLooking))
+        return any(fault.source == source and fault.from_s <= at_s < fault.until_s for fault in found)
 
     def is_swap_full(self, at_s: float) -> bool:
         """Tell whether swap takes nothing now."""

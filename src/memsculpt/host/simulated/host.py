@@ -19,7 +19,7 @@ from memsculpt.host.simulated.cgroups import PAGE_BYTES, CgroupTree
 from memsculpt.host.simulated.fault_watch import SimulatedFaultWatch
 from memsculpt.host.simulated.faults import Fault, FaultSchedule
 from memsculpt.host.simulated.living import Costs, Process, Record
-from memsculpt.host.simulated.looking import SimulatedReader
+from memsculpt.host.simulated.looking import SOURCES, SimulatedReader
 from memsculpt.host.simulated.machine import Machine
 from memsculpt.host.simulated.observing import check_rules, observe_machine
 from memsculpt.host.simulated.reclaim import ReclaimRules
@@ -137,12 +137,25 @@ class SimulatedHost:
 
     # ---- Looker
 
-    def open_pages(self, process: Instance) -> SimulatedReader:
+    def open_pages(self, process: Instance, below: str | None = None) -> SimulatedReader:
         """Open a process; its chunks tell when they were touched."""
-        self._machine.find(process)
-        return SimulatedReader(
-            lambda: self._machine.find(process), self._machine.chunk_bytes, lambda: self._machine.now_s
-        )
+        offered = SOURCES if below is None else SOURCES[SOURCES.index(below) + 1 :]
+        if not offered:
+            raise Unavailable(place="sources of touched pages", problem="there is no other", fix="see `faults`")
+
+        def reach() -> Process:
+            if self._faults.is_looking_denied(offered[0], self._at_s()):
+                raise Unavailable(
+                    place=f"process {process.pid}", problem="may not be looked at (simulated)", fix="wait for its end"
+                )
+            return self._machine.find(process)
+
+        reach()
+        return SimulatedReader(reach, self._machine.chunk_bytes, lambda: self._machine.now_s, offered[0])
+
+    def page_source(self) -> str:
+        """Return the name of the best source."""
+        return SOURCES[0]
 
     def open_faults(self) -> SimulatedFaultWatch:
         """Begin to watch how chunks come."""

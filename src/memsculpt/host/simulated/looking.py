@@ -10,16 +10,20 @@ from memsculpt.host.blocks import extents_from
 from memsculpt.host.simulated.living import Process
 from memsculpt.host.simulated.pages import ABSENT, RESIDENT, SWAPPED
 
+SOURCES = ("simulated", "simulated stand-in")  # best first; they tell the same, and fail at different times
 HEAP_START = 1 << 32  # all of a simulated process's private memory lies behind it, chunk after chunk
 
 
 class SimulatedReader:
     """Tells of chunks (256 KiB unless the host was built otherwise). Fulfils host.protocol.PageReader."""
 
-    source, grain = "simulated", Grain.REGION
+    grain = Grain.REGION
 
-    def __init__(self, reach: Callable[[], Process], chunk_bytes: int, now_s: Callable[[], float]) -> None:
-        self._reach, self._chunk_bytes, self._now_s = reach, chunk_bytes, now_s
+    def __init__(
+        self, reach: Callable[[], Process], chunk_bytes: int, now_s: Callable[[], float], source: str = SOURCES[0]
+    ) -> None:
+        """`reach` returns the process; it raises Vanished, and Unavailable while the source does not work."""
+        self._reach, self._chunk_bytes, self._now_s, self.source = reach, chunk_bytes, now_s, source
         self._cleared_at_s = np.empty(0)
 
     def look(self, ranges: Sequence[tuple[int, int]] | None = None) -> None:

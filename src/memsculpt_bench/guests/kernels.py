@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.vm import debian
+from memsculpt_bench.guests import debian
 
 # What each series is called in the archive of Debian 12. The version itself changes with each security update, and old
 # ones leave the archive, so it is always resolved through the meta package.
@@ -51,6 +51,7 @@ def ensure(cache: Path, series: str = "6.1") -> Kernel:
 
 
 def is_cached(cache: Path, series: str = "6.1") -> bool:
+    """Tell whether the cache has a kernel of the series."""
     return any((cache / "kernels").glob(f"{series}.*"))
 
 
@@ -89,7 +90,12 @@ def _module_name(file_name: str) -> str:
 
 
 def _newest_in_archive(series: str) -> str:
-    for name in debian.depends_on(META_PACKAGES[series]):
+    try:
+        names = debian.depends_on(META_PACKAGES[series])
+    except debian.Unavailable:  # lists that were never fetched, or not those of the security archive
+        debian.refresh()
+        names = debian.depends_on(META_PACKAGES[series])
+    for name in names:
         if name.startswith(f"linux-image-{series}."):
             return name.removeprefix("linux-image-")
     raise debian.Unavailable(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +37,11 @@ def depends_on(meta_package: str) -> list[str]:
     """Names of the packages that `meta_package` depends on, as apt's lists on this machine know them."""
     listing = run(["apt-cache", "depends", "--important", meta_package])
     return [line.split()[-1] for line in listing.splitlines() if line.strip().startswith("Depends:")]
+
+
+def refresh() -> None:
+    """Have apt fetch its lists anew; needs root."""
+    run(["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=60", "update"])
 
 
 def download(package: str, folder: Path) -> list[Path]:
@@ -84,7 +89,7 @@ def unpack(debs: Sequence[Path], root: Path, *, leave_out: Sequence[str] = ()) -
 
 
 @contextmanager
-def _piped(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _piped(command: list[str]) -> Generator[subprocess.Popen[bytes]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         yield process
     if process.returncode != 0:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from tests.vm import image
+from memsculpt_bench.guests import image
 
 QEMU = "qemu-system-x86_64"
 BOOT_TIMEOUT_S = 90.0
@@ -179,6 +179,22 @@ class Guest:
         for start in range(0, len(content), CHUNK_BYTES):
             encoded = base64.b64encode(content[start : start + CHUNK_BYTES]).decode()
             self.check(f"echo {encoded} | base64 -d >> {place}")
+
+    def install(self, source: Path, path: str) -> None:
+        """Compile a C program on this machine and put it into the guest, which has no compiler.
+
+        Raises GuestError where there is none here either.
+        """
+        program = self.folder / source.stem
+        command = ["cc", "-O2", "-Wall", "-static", "-o", str(program), str(source)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError as error:
+            raise GuestError("programs for guests are written in C: apt install gcc") from error
+        if done.returncode:
+            raise GuestError(f"{source.name} does not compile: {done.stderr[-2000:]}")
+        self.write_file(path, program.read_bytes())
+        self.check(f"chmod 755 {shlex.quote(path)}")
 
     def console_tail(self) -> str:
         """Return the end of the kernel's console, and of what QEMU itself said."""

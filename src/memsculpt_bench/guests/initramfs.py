@@ -48,14 +48,17 @@ class Entry:
 
 
 def folder(path: str) -> Entry:
+    """Return the entry of a folder."""
     return Entry(path, stat.S_IFDIR | 0o755)
 
 
 def file(path: str, content: bytes, mode: int = 0o755) -> Entry:
+    """Return the entry of a file."""
     return Entry(path, stat.S_IFREG | mode, content)
 
 
 def character_device(path: str, major: int, minor: int) -> Entry:
+    """Return the entry of a device node."""
     return Entry(path, stat.S_IFCHR | 0o600, device=(major, minor))
 
 

@@ -18,13 +18,13 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.vm import debian
+from memsculpt_bench.guests import debian
 
-PACKAGES = ("python3.11", "systemd", "dbus", "busybox-static", "libstdc++6", "libgcc-s1")
+PACKAGES = ("python3.11", "systemd", "dbus", "busybox-static", "libstdc++6", "libgcc-s1", "libbpf1")
 # Only maintainer scripts need these.
 LEAVE_OUT = (
     "perl*",
@@ -176,6 +176,7 @@ def ensure(cache: Path, lock_file: Path) -> Path:
 
 
 def is_cached(cache: Path, lock_file: Path) -> bool:
+    """Tell whether the cache has the image."""
     return (cache / "images" / key(lock_file)).exists()
 
 
@@ -189,7 +190,7 @@ def key(lock_file: Path) -> str:
 
 
 @contextmanager
-def locked(cache: Path) -> Iterator[None]:
+def locked(cache: Path) -> Generator[None]:
     """Let one session at a time fill the cache; another one waits, and then finds it filled."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from tests.vm import debian, image, initramfs, kernels
-from tests.vm.guest import QEMU, Guest, Machine
+from memsculpt_bench.guests import debian, image, initramfs, kernels
+from memsculpt_bench.guests.guest import QEMU, Guest, Machine
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 LOCK_FILE = REPOSITORY / "requirements" / "run.txt"
 
 # What must be on this machine, and the Debian package that brings it.
@@ -29,10 +30,10 @@ def cache() -> Path:
     return Path(os.environ.get("MEMSCULPT_VM_CACHE", REPOSITORY / "build" / "vm-lab"))
 
 
-def probe() -> tuple[bool, str]:
+def probe(programs: Mapping[str, str] = PROGRAMS) -> tuple[bool, str]:
     """Tell whether guests can be made here, and if not, why and what helps."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    missing = {package for program, package in PROGRAMS.items() if shutil.which(program, path=path) is None}
+    missing = {package for program, package in programs.items() if shutil.which(program, path=path) is None}
     if not initramfs.BUSYBOX.exists() or b"\0/lib64/ld-linux" in initramfs.BUSYBOX.read_bytes():
         missing.add("busybox-static")
     if missing:
