@@ -11,6 +11,7 @@ Parts, each with its own programs (tenants/toucher.c, tenants/reader.c), rounds 
                 default budget; throughput, 99.9th percentile, and what the agent took
     growth      memory by function, of programs whose allocations are known (sense_growth.py)
     leaks       descriptors, BPF objects and memory after 10,000 scans and 1,000 processes (sense_leaks.py)
+    guest       DAMON beside the walker, in a guest whose kernel has it (sense_guest.py); not with --quick
 """
 
 import importlib
@@ -37,7 +38,7 @@ from memsculpt.domain.workload import Match
 from memsculpt.errors import MemsculptError
 from memsculpt.host import open_host, sources
 from memsculpt.host.protocol import Host, PageReader, PageSource
-from memsculpt_bench import sense_growth, sense_leaks
+from memsculpt_bench import sense_growth, sense_guest, sense_leaks
 from memsculpt_bench.contract import Figure, at_least, at_most, result
 from memsculpt_bench.known_pages import Found, Toucher, built, compare, toucher
 from memsculpt_bench.lab import LabUnavailable, zram_swap
@@ -50,6 +51,7 @@ HISTOGRAM_ROWS, STEPS = 64 * 32, 32
 LOOKS_S = (0.002, 0.01, 0.03, 0.05)
 LOOK_S = 0.02
 BEST_OF = 3
+GUEST_ROUNDS = 2  # an emulated processor is slow
 
 
 def run(rounds: int = 5, *, quick: bool = False, say: Callable[[str], None] = lambda _line: None) -> dict[str, Any]:
@@ -89,6 +91,8 @@ def run(rounds: int = 5, *, quick: bool = False, say: Callable[[str], None] = la
     figures |= sense_growth.figures(arms["growth"])
     arms["leaks"] = sense_leaks.measure(say, quick=quick)
     figures |= sense_leaks.figures(arms["leaks"])
+    if not quick:
+        arms["guest"] = _guest(min(rounds, GUEST_ROUNDS), say)
     for gib in sizes_gib:
         found = _slowdown(gib, rounds, 20.0 if quick else 60.0, say)
         arms[f"slowdown_{gib}gib"] = found
@@ -96,6 +100,15 @@ def run(rounds: int = 5, *, quick: bool = False, say: Callable[[str], None] = la
         figures[f"p999_rise_{gib}gib"] = at_most(0.05, found["p999_rise"])
         figures[f"sensing_cpu_{gib}gib"] = at_most(0.01, found["sensing_cpu"])
     return result("sense", rounds, arms, figures)
+
+
+def _guest(rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Return what was measured in a guest, or why there is none: no figure rests on it."""
+    try:
+        return sense_guest.measure(rounds, say)
+    except LabUnavailable as error:
+        say(f"guest: left out, {error}")
+        return {"left_out": str(error)}
 
 
 def _exactness(source: PageSource, rounds: int, gib: int, say: Callable[[str], None]) -> dict[str, Any]:
