@@ -6,10 +6,13 @@ the agent uses the one in its profile store.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memsculpt.domain.arrays import Float64, Int64
 from memsculpt.forecast.longterm import LEVELS, PEAK_STEPS, STEPS, Gate, History, look_ahead
+
+if TYPE_CHECKING:
+    from memsculpt.forecast import fitting
 
 # Grid and capacity of the recorded sets that tools name; a table does not tell them.
 SETS: dict[str, tuple[float, str]] = {
@@ -54,15 +57,24 @@ def forecast(
 def fit(train_dir: str, set_name: str, *, on_progress: Callable[[int, int], None] | None = None) -> Gate:
     """Train on `train_dir/set_name.parquet`, and have `forecast` use what was learnt, in this process and its children.
 
-    A set that is not in SETS is taken to be on a grid of 5 minutes, its capacity to be its largest value. Raises
+    A part of the other known sets in the folder is learnt from, too: of a few dozen series alone one learns little. A set that is not in SETS is taken to be on a grid of 5 minutes, its capacity to be its largest value. Raises
     UsageError (no such table), Refused (too little to learn from), Unavailable (torch or pyarrow is missing).
     """
+    from memsculpt.forecast import fitting, recorded
+
+    beside = [
+        source for name in SETS if name != set_name and recorded.is_there((source := _source(train_dir, name)).path)
+    ]
+    gate = fitting.fit_tables(_source(train_dir, set_name), beside, on_progress=on_progress)
+    _trained[:] = [gate]
+    return gate
+
+
+def _source(train_dir: str, set_name: str) -> "fitting.Source":
     from memsculpt.forecast import fitting
 
     interval_s, capacity = SETS.get(set_name, (300.0, None))
-    gate = fitting.fit_table(f"{train_dir}/{set_name}.parquet", interval_s, capacity, on_progress=on_progress)
-    _trained[:] = [gate]
-    return gate
+    return fitting.Source(path=f"{train_dir}/{set_name}.parquet", interval_s=interval_s, capacity=capacity)
 
 
 def use(gate: Gate | None) -> None:

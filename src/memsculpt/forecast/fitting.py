@@ -11,7 +11,7 @@ comes the stretch (gate.py).
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,11 @@ from memsculpt.errors import Refused, Unavailable
 from memsculpt.forecast.longterm.gate import BETWEEN, LOG_BOUND, NORM_BOUND, PATH_KNOTS, Gate
 from memsculpt.forecast.longterm.moment import (
     COVARIATES_MOST,
+    FEATURES,
     LEVELS,
     MOST_POINTS,
+    PATH_NAMES,
+    PEAK_NAMES,
     PEAK_STEPS,
     STEPS,
     History,
@@ -41,7 +44,7 @@ DROPPED_FEATURES = 0.15
 PARTS, SEEDS = 4, 2
 KNOWN_LEAST = 1000  # points of a series; shorter ones teach little
 SERIES_LEAST, MOMENTS_LEAST = 8, 1000
-MOMENTS_EACH = 300
+MOMENTS_EACH, MOMENTS_BESIDE = 300, 40
 CAPACITY_WEIGHTS, RATIO_WEIGHTS, PATH_WEIGHTS = (3.0, 6.0, 18.0), (0.03, 0.06, 0.2), (0.2, 0.2, 0.4)
 PATH_LOSS_MOST = 50.0
 TAIL_RISK = 0.01
@@ -94,20 +97,13 @@ def examples_from(
                     float(one.capacity[at]),
                 )
             )
-    if len(rows) < MOMENTS_LEAST or len({row[0] for row in rows}) < SERIES_LEAST:
-        raise Refused(
-            place="training",
-            problem=f"{len(rows)} moments of {len({row[0] for row in rows})} series are too few to learn from",
-            fix=f"record longer: {MOMENTS_LEAST} moments of {SERIES_LEAST} series are the least; without a gate the "
-            "forecaster uses its prior",
-        )
-    columns = list(zip(*rows, strict=True))
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(fields(Examples))
     return Examples(
         series=np.array(columns[0], np.int64),
-        features=np.array(columns[1], np.float32),
-        peaks=np.array(columns[2]),
-        paths=np.array(columns[3], np.float32),
-        truth=np.array(columns[4], np.float32),
+        features=_stacked(columns[1], (FEATURES,)),
+        peaks=_stacked(columns[2], (len(PEAK_NAMES),)),
+        paths=_stacked(columns[3], (len(PATH_NAMES), len(LEVELS), STEPS)),
+        truth=_stacked(columns[4], (STEPS,)),
         reference=np.array(columns[5]),
         least=np.array(columns[6]),
         scale=np.array(columns[7]),
@@ -115,15 +111,44 @@ def examples_from(
     )
 
 
-def fit_table(
-    path: str, interval_s: float, capacity: str | None = None, *, on_progress: Callable[[int, int], None] | None = None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A Parquet file to learn from."""
+
+    path: str
+    interval_s: float
+    capacity: str | None = None  # a column, or a number; None: the largest value
+
+
+def fit_tables(
+    own: Source, beside: Sequence[Source] = (), *, on_progress: Callable[[int, int], None] | None = None
 ) -> Gate:
-    """Train on a Parquet file of recorded series. Raises UsageError, Refused, Unavailable."""
-    table = read_table(path, capacity=capacity)
+    """Train on `own`, and on a part of what is `beside` it: other kinds of series teach what jumps look like.
+
+    Raises UsageError (not a table), Refused (too little to learn from), Unavailable (no torch, no pyarrow).
+    """
+    first, covariates = _examples_of(own, MOMENTS_EACH)
+    parts = [first]
+    for source in beside:
+        found, _ = _examples_of(source, MOMENTS_BESIDE)
+        parts.append(replace(found, series=found.series + sum(len(np.unique(one.series)) for one in parts)))
+    joined = Examples(
+        **{one.name: np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Examples)}
+    )
+    return train(joined, covariates, on_progress=on_progress)
+
+
+def _examples_of(source: Source, each: int) -> tuple[Examples, tuple[str, ...]]:
+    table = read_table(source.path, capacity=source.capacity)
     series = tuple(usable(table.series, KNOWN_LEAST))
     covariates = _telling(series, table.covariates)
     chosen = [replace(one, covariates={name: one.covariates[name] for name in covariates}) for one in series]
-    return train(examples_from(chosen, interval_s), covariates, on_progress=on_progress)
+    return examples_from(chosen, source.interval_s, each=each), covariates
+
+
+def _stacked(rows: Sequence[Any], shape: tuple[int, ...]) -> Any:
+    """Return the rows as one array, which has its shape also where there is none."""
+    return np.array(rows, np.float32).reshape(len(rows), *shape)
 
 
 def _telling(series: Sequence[RecordedSeries], names: Sequence[str]) -> tuple[str, ...]:
@@ -151,6 +176,14 @@ def train(
             problem=f"needs torch, which is not installed ({error})",
             fix="pip install torch (the CPU build), or memsculpt[train]; without a gate the forecaster uses its prior",
         ) from error
+    series_count = len(np.unique(examples.series))
+    if len(examples.series) < MOMENTS_LEAST or series_count < SERIES_LEAST:
+        raise Refused(
+            place="training",
+            problem=f"{len(examples.series)} moments of {series_count} series are too few to learn from",
+            fix=f"record longer: {MOMENTS_LEAST} moments of {SERIES_LEAST} series are the least; without a gate the "
+            "forecaster uses its prior",
+        )
     torch.manual_seed(seed)
     mean = examples.features.mean(axis=0)
     spread = examples.features.std(axis=0) + np.float32(1e-3)

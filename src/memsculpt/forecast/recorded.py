@@ -96,6 +96,12 @@ def read_table(path: str, value: str | None = None, capacity: str | None = None)
     return RecordedTable(value=chosen, covariates=numbers, series=series)
 
 
+def is_there(path: str) -> bool:
+    """Tell whether there is such a file."""
+    fs: Any = importlib.import_module("pyarrow.fs")
+    return bool(fs.LocalFileSystem().get_file_info(path).type == fs.FileType.File)
+
+
 def usable(series: Sequence[RecordedSeries], known_least: int) -> Iterator[RecordedSeries]:
     """Yield the series that can be scored: long enough, and not constant."""
     for one in series:

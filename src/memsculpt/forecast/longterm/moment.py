@@ -84,6 +84,9 @@ class Moment:
     scale: float  # mean absolute change from point to point in the last week
 
 
+FEATURES = 261  # of a moment; `describe` checks it
+
+
 def peak_place(name: str) -> int:
     """Return where a candidate for the peak stands in `Moment.peaks`. Raises ValueError."""
     return PEAK_NAMES.index(name)
@@ -169,6 +172,8 @@ def describe(history: History) -> Moment:
     bounded = np.clip(
         np.nan_to_num(features, nan=0.0, posinf=FEATURE_BOUND, neginf=-FEATURE_BOUND), -FEATURE_BOUND, FEATURE_BOUND
     )
+    if len(bounded) != FEATURES:
+        raise ValueError(f"a moment has {len(bounded)} features, not {FEATURES}")
     return Moment(
         features=bounded.astype(np.float32),
         peaks=peaks,
