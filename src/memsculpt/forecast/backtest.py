@@ -57,7 +57,8 @@ def forecast(
 def fit(train_dir: str, set_name: str, *, on_progress: Callable[[int, int], None] | None = None) -> Gate:
     """Train on `train_dir/set_name.parquet`, and have `forecast` use what was learnt, in this process and its children.
 
-    A part of the other known sets in the folder is learnt from, too: of a few dozen series alone one learns little. A set that is not in SETS is taken to be on a grid of 5 minutes, its capacity to be its largest value. Raises
+    A part of the other known sets in the folder is learnt from, too: of a few dozen series alone one learns little. A
+    set that is not in SETS is taken to be on a grid of 5 minutes, its capacity to be its largest value. Raises
     UsageError (no such table), Refused (too little to learn from), Unavailable (torch or pyarrow is missing).
     """
     from memsculpt.forecast import fitting, recorded
