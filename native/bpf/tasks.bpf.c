@@ -14,21 +14,26 @@
 #define MM_SWAPENTS 2
 #define MM_SHMEMPAGES 3
 
-static __s64 pages_of(struct mm_struct *mm, int kind)
+static __s64 not_negative(__s64 count)
 {
-	__s64 count = 0;
+	return count > 0 ? count : 0; /* parts of it wait on other processors, and those may be negative */
+}
 
+static void read_memory(struct mm_struct *mm, struct task_record *record)
+{
 	if (bpf_core_type_exists(struct mm_rss_stat___before_6_2)) {
 		struct mm_struct___before_6_2 *old = (void *)mm;
 
-		bpf_core_read(&count, sizeof(count), &old->rss_stat.count[kind].counter);
+		record->file_pages = not_negative(BPF_CORE_READ(old, rss_stat.count[MM_FILEPAGES].counter));
+		record->anon_pages = not_negative(BPF_CORE_READ(old, rss_stat.count[MM_ANONPAGES].counter));
+		record->swapped_pages = not_negative(BPF_CORE_READ(old, rss_stat.count[MM_SWAPENTS].counter));
+		record->shmem_pages = not_negative(BPF_CORE_READ(old, rss_stat.count[MM_SHMEMPAGES].counter));
 	} else {
-		/* Only a constant index is looked up in the kernel's layout, so the size of an element is asked for. */
-		void *counter = (void *)mm->rss_stat + kind * bpf_core_type_size(struct percpu_counter);
-
-		bpf_core_read(&count, sizeof(count), &((struct percpu_counter *)counter)->count);
+		record->file_pages = not_negative(mm->rss_stat[MM_FILEPAGES].count);
+		record->anon_pages = not_negative(mm->rss_stat[MM_ANONPAGES].count);
+		record->swapped_pages = not_negative(mm->rss_stat[MM_SWAPENTS].count);
+		record->shmem_pages = not_negative(mm->rss_stat[MM_SHMEMPAGES].count);
 	}
-	return count > 0 ? count : 0; /* parts of it wait on other processors, and those may be negative */
 }
 
 /*
@@ -51,10 +56,7 @@ static void read_process(struct task_struct *leader, struct task_record *record)
 	}
 	if (!mm)
 		return;
-	record->file_pages = pages_of(mm, MM_FILEPAGES);
-	record->anon_pages = pages_of(mm, MM_ANONPAGES);
-	record->swapped_pages = pages_of(mm, MM_SWAPENTS);
-	record->shmem_pages = pages_of(mm, MM_SHMEMPAGES);
+	read_memory(mm, record);
 }
 
 static __u64 number_of(struct cgroup *cgroup)
@@ -62,6 +64,25 @@ static __u64 number_of(struct cgroup *cgroup)
 	struct kernfs_node *node = cgroup ? cgroup->kn : NULL;
 
 	return node ? node->id : 0;
+}
+
+/*
+ * Which row of the kernel's table a controller has depends on how that was built. A row that is known when the program
+ * is loaded can be read directly, one that is computed not; all but one of these branches are cut out then.
+ */
+static struct cgroup_subsys_state *controller(struct css_set *set, __u32 row)
+{
+	switch (row) {
+	case 0: return set->subsys[0];
+	case 1: return set->subsys[1];
+	case 2: return set->subsys[2];
+	case 3: return set->subsys[3];
+	case 4: return set->subsys[4];
+	case 5: return set->subsys[5];
+	case 6: return set->subsys[6];
+	case 7: return set->subsys[7];
+	}
+	return NULL;
 }
 
 SEC("iter/task")
@@ -92,14 +113,13 @@ int list_tasks(struct bpf_iter__task *ctx)
 	if (set) {
 		record.unified_cgroup = number_of(set->dfl_cgrp);
 		if (bpf_core_enum_value_exists(enum cgroup_subsys_id, memory_cgrp_id)) {
-			struct cgroup_subsys_state *css = NULL;
-			__u32 row = bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id);
+			struct cgroup_subsys_state *css = controller(set, bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id));
 
-			bpf_core_read(&css, sizeof(css), &set->subsys[row]);
-			record.memory_cgroup = BPF_CORE_READ(css, cgroup, kn, id);
+			if (css)
+				record.memory_cgroup = number_of(css->cgroup);
 		}
 	}
-	BPF_CORE_READ_STR_INTO(&record.comm, task, comm);
+	bpf_core_read(&record.comm, sizeof(record.comm), &task->comm);
 	if (record.pid == record.thread)
 		read_process(task, &record);
 	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));

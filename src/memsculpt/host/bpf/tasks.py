@@ -72,11 +72,14 @@ class TaskReader:
 
 def by_process(threads: Records) -> tuple[Records, Int64]:
     """Return the leaders' records with the threads' counters added, by pid, and the numbers of threads. Pure."""
-    leaders = threads[threads["pid"] == threads["thread"]]
-    leaders = leaders[np.argsort(leaders["pid"], kind="stable")]
+    is_leader = threads["pid"] == threads["thread"]
+    leaders = threads[is_leader]
+    pids = leaders["pid"]
+    if not (pids[1:] > pids[:-1]).all():  # the kernel lists them in this order, but nowhere promises it
+        leaders = leaders[np.argsort(pids, kind="stable")]
     if len(leaders) == len(threads):
         return leaders, np.ones(len(leaders), np.int64)
-    others = threads[threads["pid"] != threads["thread"]]
+    others = threads[~is_leader]
     rows = np.searchsorted(leaders["pid"], others["pid"])
     known = rows < len(leaders)
     known[known] = leaders["pid"][rows[known]] == others["pid"][known]
