@@ -138,6 +138,11 @@ def fit_tables(
     return train(joined, covariates, on_progress=on_progress)
 
 
+def fit_to_bytes(own: Source, beside: Sequence[Source]) -> bytes:
+    """Train, and return the gate as it is kept: what a worker is asked for. Raises as `fit_tables`."""
+    return fit_tables(own, beside).to_bytes()
+
+
 def _examples_of(source: Source, each: int) -> tuple[Examples, tuple[str, ...]]:
     table = read_table(source.path, capacity=source.capacity)
     series = tuple(usable(table.series, KNOWN_LEAST))

@@ -12,7 +12,7 @@ then provisioned, as a share of capacity, is the price at that risk.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -107,6 +107,19 @@ def score(windows: Windows) -> Scores:
         provisioned_ratio=float((given / windows.capacity).mean()),
         prices=tuple(_price(base, given, peak, windows.capacity, risk) for risk in RISKS),
     )
+
+
+def price(windows: Windows, risk: float) -> Price:
+    """Return what is provisioned when at most `risk` of the windows may be violated."""
+    base, given, peak = _decision(windows)
+    return _price(base, given, peak, windows.capacity, risk)
+
+
+def joined(parts: Sequence[Windows]) -> Windows:
+    """Return the windows of several series, or of several processes, as one. Raises ValueError without any."""
+    if not parts:
+        raise ValueError("there is nothing to join")
+    return Windows(**{one.name: np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Windows)})
 
 
 def _decision(windows: Windows) -> tuple[Float64, Float64, Float64]:

@@ -20,7 +20,10 @@ from memsculpt.errors import ConfigError, MemsculptError, UsageError
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  argparse gives it no public name
 
 GROUP = "memsculpt.commands"
-COMMANDS = ("doctor", "run", "heat", "growth", "status", "partitions", "plan", "explain", "request", "restore", "exec")
+COMMANDS = (
+    *("doctor", "run", "heat", "growth", "status", "partitions", "plan", "explain", "request", "restore", "exec"),
+    *("backtest", "train"),
+)
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 _DESCRIPTION = "Keeps a machine's memory ahead of its workloads."
