@@ -70,11 +70,18 @@ class Agent:
     """
 
     def __init__(
-        self, *, host: Host, settings: Settings, journal: act.Journal | None = None, looks_beside: bool = False
+        self,
+        *,
+        host: Host,
+        settings: Settings,
+        journal: act.Journal | None = None,
+        recorder: profile.Recorder | None = None,
+        looks_beside: bool = False,
     ) -> None:
         self._host = host
         self._settings = settings
         self._journal = journal
+        self._recorder = recorder
         self._ids = act.ActionIds()
         self._profile_state = profile.ProfileState()
         self._sensing = profile.SensingState()
@@ -154,6 +161,8 @@ class Agent:
             asked.answer.set_result(grant)
         self._answering.clear()
         self._learner, self._corrections = learn.step(self._learner, observation, profiles, forecasts, applied)
+        if self._recorder is not None:
+            self._recorder.observe(observation, profiles, warmth, forecasts, horizon_s=settings.forecast.act_horizon_s)
         self._publish(observation, profiles, forecasts, chosen, applied, warmth, growth)
         return Tick(
             number=self.report.tick_count,
@@ -376,6 +385,8 @@ class Agent:
             notes.extend(self.report.heat.notes)
         if self.report.growth is not None:
             notes.extend(f"growth by function: {note}" for note in self.report.growth.notes)
+        if self._recorder is not None:
+            notes.extend(self._recorder.notes)
         if self._gave_up:
             notes.append(f"{MAX_FAILURES} ticks failed in a row: every change was undone, observing only")
         if self._settings.mode is Mode.APPLY and self._journal is not None and not self._journal.writable:

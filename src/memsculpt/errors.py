@@ -10,7 +10,8 @@
     |-- Transient             exit 1   the kernel said "not now"; try again after retry_in_s
     |-- WorkerFailed          exit 1   a short-lived process crashed, hung or ran out of memory; the agent goes on
     |-- CorruptRecord         exit 1   a stored record is broken; it counts as never written
-    `-- JournalUnwritable     exit 1   nothing may be changed, because nothing could be undone
+    |-- JournalUnwritable     exit 1   nothing may be changed, because nothing could be undone
+    `-- CorruptStore          exit 1   the profile store is broken as a whole; set it aside and begin a fresh one
 
 The leaves differ by what the one who catches them *does*. Everything that is not in the tree
 is a bug: it ends the tick, never the agent.
@@ -99,3 +100,7 @@ class CorruptRecord(MemsculptError):
 
 class JournalUnwritable(MemsculptError):
     """The journal cannot be made durable, so the host may not be changed."""
+
+
+class CorruptStore(MemsculptError):
+    """The file of the profile store is broken as a whole, not only one record in it."""

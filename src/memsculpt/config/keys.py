@@ -40,6 +40,20 @@ SENSE = {
     "interval": Key("interval_s", values.duration(1.0, 3600.0)),
 }
 
+_HOUR_S, _YEAR_S = 3600.0, 366 * 86400.0
+
+PROFILE = {
+    "keep": Key("keep", values.flag),
+    "flush": Key("flush_s", values.duration(10.0, 600.0)),
+    "fine": Key("fine_count", values.count(0, 1000)),
+    "keep_1s": Key("keep_1s_s", values.duration(_HOUR_S, _YEAR_S)),
+    "keep_10s": Key("keep_10s_s", values.duration(_HOUR_S, _YEAR_S)),
+    "keep_1min": Key("keep_1min_s", values.duration(_HOUR_S, 2 * _YEAR_S)),
+    "keep_5min": Key("keep_5min_s", values.duration(_HOUR_S, 5 * _YEAR_S)),
+    "keep_1h": Key("keep_1h_s", values.duration(_HOUR_S, 20 * _YEAR_S)),
+    "size_max": Key("size_max_bytes", values.size(low_bytes=4 << 20)),
+}
+
 FORECAST = {
     "levels": Key("levels", values.rising(values.ratio(0.001, 0.9999), '["50%", "90%", "99%"]', most=32)),
     "horizons": Key("horizons_s", values.rising(values.duration(0.1, 3600.0), '["3s", "10s", "1min"]', most=8)),
@@ -82,4 +96,4 @@ MATCH = {
     "label": Key("label", values.text('"batch"')),
 }
 
-SECTIONS = {"agent": AGENT, "observe": OBSERVE, "sense": SENSE, "forecast": FORECAST, "plan": PLAN}
+SECTIONS = {"agent": AGENT, "observe": OBSERVE, "sense": SENSE, "profile": PROFILE, "forecast": FORECAST, "plan": PLAN}

@@ -17,6 +17,7 @@ from memsculpt.domain.settings import (
     ObserveSettings,
     PartitionSettings,
     PlanSettings,
+    ProfileSettings,
     SenseSettings,
     Settings,
 )
@@ -141,6 +142,7 @@ class _Reading:
             **agent,
             observe=ObserveSettings(**self.section("observe")),
             sense=SenseSettings(**self.section("sense")),
+            profile=ProfileSettings(**self.section("profile")),
             forecast=ForecastSettings(**self.section("forecast")),
             plan=PlanSettings(**self.section("plan")),
         )

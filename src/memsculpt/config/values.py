@@ -87,6 +87,17 @@ def number(low: float, high: float) -> Read:
     return read
 
 
+def count(low: int, high: int) -> Read:
+    """Read a whole number within bounds."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise Wrong(f"{show(value)} is no number that fits here", f"write a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
 def pid(value: Any) -> int:
     """Read a process number."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 22:

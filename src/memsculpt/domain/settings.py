@@ -69,6 +69,31 @@ class SenseSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileSettings:
+    """What is kept on disk of each workload, and for how long."""
+
+    keep: bool = True
+    flush_s: float = 60.0  # at most this much is lost when the agent is killed
+    fine_count: int = 100  # workloads kept second by second: those in partitions, then the largest; others by ten
+    keep_1s_s: float = 86_400.0
+    keep_10s_s: float = 3 * 86_400.0
+    keep_1min_s: float = 14 * 86_400.0
+    keep_5min_s: float = 63 * 86_400.0  # nine weeks: the weekly rhythm, twice over what a slow forecast looks back
+    keep_1h_s: float = 731 * 86_400.0
+    size_max_bytes: int = 512 * MIB  # the finest and oldest samples leave first
+
+    def keep_by_resolution(self) -> dict[int, float]:
+        """Return for how long each resolution of `domain.series` is kept, in seconds by its length in seconds."""
+        return {
+            1: self.keep_1s_s,
+            10: self.keep_10s_s,
+            60: self.keep_1min_s,
+            300: self.keep_5min_s,
+            3600: self.keep_1h_s,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForecastSettings:
     """What is forecast: quantiles of the peak need over each horizon."""
 
@@ -108,6 +133,7 @@ class Settings:
     listen: str | None = None  # where REST can be read on loopback besides the socket; None: as the door chooses
     observe: ObserveSettings = ObserveSettings()
     sense: SenseSettings = SenseSettings()
+    profile: ProfileSettings = ProfileSettings()
     forecast: ForecastSettings = ForecastSettings()
     plan: PlanSettings = PlanSettings()
     partitions: tuple[PartitionSettings, ...] = ()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What we know: rates, idleness, heat, and how much of its memory each workload really needs."""
+"""What we know: rates, idleness, heat, how much of its memory each workload really needs, and what lasts of it."""
 
+from memsculpt.profile.recording import Recorder
 from memsculpt.profile.sampled_growth import estimate as estimate_growth
 from memsculpt.profile.sampled_growth import owners as page_owners
 from memsculpt.profile.sampled_growth import summarize as summarize_growth
@@ -17,6 +18,7 @@ from memsculpt.profile.update import update
 
 __all__ = [
     "ProfileState",
+    "Recorder",
     "SamplingState",
     "SensingState",
     "absorb_faults",

@@ -9,13 +9,14 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
-from memsculpt import act
+from memsculpt import act, profile
 from memsculpt.agent import Agent
 from memsculpt.config import load_source
 from memsculpt.domain.settings import Mode, Settings
@@ -70,7 +71,15 @@ def run(wanted: Wanted) -> int:
             for line in report_lines(report_view(undone)):
                 tell(f"  {line}")
         places.make_private(places.Path(settings.socket).parent)  # not before it is known that we may run
-        agent = Agent(host=host, settings=settings, journal=journal, looks_beside=True)
+        recorder = None
+        if settings.profile.keep:
+            recorder = profile.Recorder(
+                settings.state, settings.profile, clock_s=time.time, interval_s=settings.interval_s
+            )
+            stack.callback(recorder.close)
+            for note in recorder.notes:
+                tell(f"note: {note}")
+        agent = Agent(host=host, settings=settings, journal=journal, recorder=recorder, looks_beside=True)
         api = ApiServer(agent, socket_path=settings.socket, addresses=addresses)
         listening = api.start()
         stack.callback(api.stop)
