@@ -29,7 +29,7 @@ else:
 
 Codes: TypeAlias = npt.NDArray[np.int32]
 
-LEVEL = 6
+LEVEL = 3
 MISSING = np.iinfo(np.int32).min
 """The code of what is not known."""
 

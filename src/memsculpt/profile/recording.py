@@ -36,6 +36,8 @@ THIN_EVERY_S = 3600.0
 TRUST_AFTER_S = 3600.0  # a clock that jumped by more than a minute is not believed to be right before
 BIG_JUMP_S = 60.0
 SUMMARISE_EVERY_S = 3600.0
+MANY_TO_SEAL = 256  # one step a tick, and one more for each so many that wait
+AT_ONCE = 16  # workloads that are quantised together: what it takes meanwhile is several times their samples
 COARSE_S = RESOLUTIONS_S[1]
 FINE_INTERVAL_MAX_S = 5.0  # at longer intervals most seconds would hold no sample
 
@@ -64,6 +66,7 @@ class Recorder:
         self._untrusted_until_s = 0.0
         self._thinned_at_s: float | None = None
         self._to_seal: list[tuple[int, int]] = []
+        self._to_thin: list[int] = []
         self._sealing_hour = -1
         self._summarised_at_s = -SUMMARISE_EVERY_S
         self._store: Store | None = None
@@ -168,16 +171,22 @@ class Recorder:
             self._sealing_hour = slot_s // 3600
             self._attempt(lambda store: self._to_seal.extend(store.unsealed(slot_s)))
         if self._to_seal:
-            hour, team = self._to_seal.pop(0)
-            self._attempt(lambda store: store.seal(hour, team))
+            for hour, team in [self._to_seal.pop(0) for _ in range(1 + len(self._to_seal) // MANY_TO_SEAL)]:
+                self._attempt(lambda store, hour=hour, team=team: store.seal(hour, team))
             return
         if self._thinned_at_s is None:
             self._thinned_at_s = now_s
         is_due = now_s - self._thinned_at_s >= THIN_EVERY_S
         if is_due and now_s >= self._untrusted_until_s:
             self._thinned_at_s = now_s
-            settings = self._settings
-            self._attempt(lambda store: store.thin(slot_s, settings.keep_by_resolution(), settings.size_max_bytes))
+            self._to_thin = list(RESOLUTIONS_S)
+        keep_s = self._settings.keep_by_resolution()
+        if len(self._to_thin) > 1:
+            resolution_s = self._to_thin.pop()
+            self._attempt(lambda store: store.thin_series(slot_s, resolution_s, keep_s[resolution_s]))
+        elif self._to_thin:
+            self._to_thin.clear()
+            self._attempt(lambda store: store.thin(slot_s, keep_s, self._settings.size_max_bytes, resolutions_s=(1,)))
 
     def _open(self) -> None:
         try:
@@ -289,18 +298,20 @@ class _Grid:
         if not self._row_of or not self._counts.any():
             self._clear()
             return None
-        count = len(self._row_of)
-        values = np.full((count, self._slots, self._width), np.nan)
-        known = self._counts[:count] > 0
-        sums = self._sums[:count].astype(np.float64)
-        values[:, :, :SAMPLED] = np.where(known, sums / np.maximum(self._counts[:count], 1), np.nan)
-        if self._width > SAMPLED:
-            values[:, :, SAMPLED] = np.where(known[:, :, 0], self._peaks[:count], np.nan)
-        block = Block(
-            resolution_s=self._step_s, start_s=self._begin_s, ids=tuple(self._row_of), codes=codec.quantise(values)
-        )
+        codes = np.empty((len(self._row_of), self._slots, self._width), np.int32)
+        for first in range(0, len(codes), AT_ONCE):
+            codes[first : first + AT_ONCE] = self._codes(slice(first, min(first + AT_ONCE, len(codes))))
+        block = Block(resolution_s=self._step_s, start_s=self._begin_s, ids=tuple(self._row_of), codes=codes)
         self._clear()
         return block if (block.codes != MISSING).any() else None
+
+    def _codes(self, rows: slice) -> codec.Codes:
+        counts = self._counts[rows]
+        values = np.full((*counts.shape[:2], self._width), np.nan)
+        values[:, :, :SAMPLED] = np.where(counts > 0, self._sums[rows] / np.maximum(counts, 1), np.nan)
+        if self._width > SAMPLED:
+            values[:, :, SAMPLED] = np.where(counts[:, :, 0] > 0, self._peaks[rows], np.nan)
+        return codec.quantise(values)
 
     def _rows_for(self, ids: Sequence[WorkloadId], is_ours: Bool) -> tuple[Int64, Int64]:
         """Return the rows of `ids` that are ours, and where they stand here; new ones get a place."""

@@ -23,6 +23,7 @@ from memsculpt.doors.api.doctor import view_doctor
 from memsculpt.doors.api.openapi import Operation, describe
 from memsculpt.doors.api.partitions import view_partitions
 from memsculpt.doors.api.plan import view_plan
+from memsculpt.doors.api.profiles import view_profiles
 from memsculpt.doors.api.requests import take_requests
 from memsculpt.doors.api.resource import Asked, Endpoint, answer, error_answer
 from memsculpt.doors.api.schema import (
@@ -33,6 +34,7 @@ from memsculpt.doors.api.schema import (
     GrowthView,
     PartitionsView,
     PlanView,
+    ProfilesView,
     RequestBody,
     StatusView,
     WorkloadsView,
@@ -48,6 +50,7 @@ READS: tuple[tuple[str, type[msgspec.Struct], Callable[[Report], msgspec.Struct]
     ("/v1/workloads", WorkloadsView, view_workloads, "Every workload, its use told apart"),
     ("/v1/plan", PlanView, view_plan, "The last tick's plan and what was held back"),
     ("/v1/actions", ActionsView, view_actions, "The most recent actions and what came of them"),
+    ("/v1/profiles", ProfilesView, view_profiles, "What lasts of each workload: the profile store"),
     ("/v1/doctor", DoctorView, view_doctor, "What this machine offers"),
 )
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})

@@ -370,3 +370,33 @@ class ErrorView(msgspec.Struct, kw_only=True):
     """The body of every answer that is not 200."""
 
     error: ProblemView
+
+
+class VersionView(msgspec.Struct, kw_only=True):
+    """The newest version of a model or summary that is kept of a workload."""
+
+    kind: str  # model, prior, heat or phases
+    number: int
+    made_s: int  # Unix clock
+
+
+class ProfileView(msgspec.Struct, kw_only=True):
+    """What the profile store holds of one workload."""
+
+    id: str
+    first_s: int  # when it was first and last kept; Unix clock
+    last_s: int
+    stored_bytes: int
+    versions: list[VersionView]
+
+
+class ProfilesView(msgspec.Struct, kw_only=True):
+    """What lasts of each workload."""
+
+    path: str
+    file_bytes: int | None  # None: there is no store, or it cannot be read now
+    problem: str  # why it cannot be read; "" when it can
+    resolutions_s: list[int]
+    metrics: list[str]
+    profiles: list[ProfileView]
+    set_aside: list[str]  # broken stores that were put aside

@@ -21,7 +21,20 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  #
 
 GROUP = "memsculpt.commands"
 COMMANDS = (
-    *("doctor", "run", "heat", "growth", "profile", "status", "partitions", "plan", "explain", "request", "restore", "exec"),
+    *(
+        "doctor",
+        "run",
+        "heat",
+        "growth",
+        "profile",
+        "status",
+        "partitions",
+        "plan",
+        "explain",
+        "request",
+        "restore",
+        "exec",
+    ),
     *("backtest", "train"),
 )
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it

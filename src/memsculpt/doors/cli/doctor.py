@@ -2,11 +2,13 @@
 """`memsculpt doctor`: what this machine offers, what is degraded and why. Needs no running agent."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from memsculpt.doors import words
 from memsculpt.doors.cli import options
 from memsculpt.doors.cli.command_line import Subparsers
+from memsculpt.errors import MemsculptError, Unavailable
 
 
 def add_command(subparsers: Subparsers) -> None:
@@ -29,8 +31,43 @@ def run(parsed: argparse.Namespace) -> int:
         {"name": one.name, "available": one.available, "reason": one.reason, "fix": one.fix}
         for one in doctor.examine().values()
     ]
+    found.append(profile_store())
     options.show({"capabilities": found}, _words, as_json=parsed.json)
     return 0
+
+
+def profile_store() -> dict[str, Any]:
+    """Return whether profiles are kept where this user's agent keeps them, in the form of a capability.
+
+    Only looked at: a whole check is `memsculpt profile check`'s.
+    """
+    from memsculpt.doors.cli import preparing
+    from memsculpt.profile.store import NAME, Reader, find_set_aside
+
+    try:
+        folder = Path(preparing.read_settings(None, is_named=False).state)
+    except MemsculptError as error:  # doctor tells of the machine, whatever the configuration says
+        return {
+            "name": "profile_store",
+            "available": False,
+            "reason": f"{error.place}: {error.problem}",
+            "fix": error.fix,
+        }
+    problem, fix = "", ""
+    try:
+        reason = f"{folder / NAME} is there"
+        Reader.open(folder).close()
+    except Unavailable as error:
+        reason = f"{error.place}: {error.problem}"
+        if isinstance(error.__cause__, PermissionError):
+            problem, fix = reason, error.fix
+    except MemsculptError as error:
+        reason = problem = f"{error.place}: {error.problem}"
+        fix = error.fix
+    aside = find_set_aside(folder)
+    if aside:
+        reason += f"; {len(aside)} broken ones were set aside, the last as {aside[-1].name}"
+    return {"name": "profile_store", "available": not problem, "reason": reason, "fix": fix}
 
 
 def _words(told: dict[str, Any]) -> str:

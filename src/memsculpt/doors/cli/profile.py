@@ -20,7 +20,7 @@ def add_command(subparsers: Subparsers) -> None:
         "profile",
         help="what lasts of each workload: list, show, diff, export, import, check",
         description="Read the profile store: series at several resolutions, models, heat. It lasts across restarts.",
-        epilog="example: memsculpt profile show system.slice/redis.service --span 7d --png week.png",
+        epilog="example: memsculpt profile show system.slice/redis.service --span 7d --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     below: Any = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -74,11 +74,14 @@ def read(path: Path) -> Content:
     """
     pyarrow, parquet = _pyarrow()
     try:
+        with path.open("rb"):  # pyarrow says of a file that is not there what it says of a broken one
+            pass
+    except OSError as error:
+        fix = "name a file that can be read"
+        raise Refused(place=str(path), problem=f"cannot be read: {error.strerror}", fix=fix) from error
+    try:
         table = parquet.read_table(path)
-    except OSError as error:  # pyarrow's own complaints about content are OSErrors, too, without a number
-        problem = f"cannot be read: {error.strerror}" if error.errno else _broken(error)
-        raise Refused(place=str(path), problem=problem, fix="export it anew") from error
-    except pyarrow.ArrowException as error:
+    except (OSError, pyarrow.ArrowException) as error:
         raise Refused(place=str(path), problem=_broken(error), fix="export it anew") from error
     _check_columns(path, table.schema, _schema(pyarrow))
     return _content(path, table)
@@ -107,7 +110,7 @@ def _schema(pyarrow: Any) -> Any:
     fields = [
         ("workload", pyarrow.binary()),  # as the kernel spells it: not always UTF-8
         ("resolution_s", pyarrow.int32()),
-        ("time", pyarrow.timestamp("s", tz="UTC")),
+        ("time", pyarrow.timestamp("ms", tz="UTC")),  # Parquet has no coarser one
         *((name, pyarrow.float64()) for name in NAMES),
         ("kind", pyarrow.string()),
         ("content", pyarrow.binary()),
@@ -137,7 +140,7 @@ def _tables(pyarrow: Any, schema: Any, reader: Reader, only: WorkloadId | None) 
                 kept.id,
                 len(found),
                 {
-                    "time": pyarrow.array([one.made_s for one, _ in found], pyarrow.timestamp("s", tz="UTC")),
+                    "time": pyarrow.array([one.made_s * 1000 for one, _ in found], pyarrow.timestamp("ms", tz="UTC")),
                     "kind": pyarrow.array([one.kind for one, _ in found], pyarrow.string()),
                     "content": pyarrow.array([content for _, content in found], pyarrow.binary()),
                 },
@@ -147,7 +150,7 @@ def _tables(pyarrow: Any, schema: Any, reader: Reader, only: WorkloadId | None) 
 def _series_table(pyarrow: Any, schema: Any, series: Series, rows: Any) -> Any:
     columns: dict[str, Any] = {
         "resolution_s": pyarrow.array(np.full(len(rows), series.resolution_s, np.int32)),
-        "time": pyarrow.array(series.times_s[rows]).cast(pyarrow.timestamp("s", tz="UTC")),
+        "time": pyarrow.array(series.times_s[rows] * 1000).cast(pyarrow.timestamp("ms", tz="UTC")),
     }
     for place, name in enumerate(NAMES):
         mask = ~series.is_valid[rows, place]
@@ -191,14 +194,14 @@ def _content(path: Path, table: Any) -> Content:
     if None in workloads:
         raise _wrong(path, workloads.index(None), "has no workload")
     kinds: list[str | None] = table["kind"].to_pylist()
-    times = table["time"].cast("int64").to_pylist()
+    times = [None if one is None or one % 1000 else one // 1000 for one in table["time"].cast("int64").to_pylist()]
     resolutions = table["resolution_s"].to_pylist()
     groups: dict[tuple[bytes, int], list[int]] = {}
     versions: list[tuple[WorkloadId, str, int, bytes]] = []
     contents = table["content"]
     for row, (workload, kind, at_s, resolution_s) in enumerate(zip(workloads, kinds, times, resolutions, strict=True)):
         if at_s is None or not 0 <= at_s < LATEST_S:
-            raise _wrong(path, row, "has no time, or one outside of the years 1970 to 4147")
+            raise _wrong(path, row, "has no time of whole seconds in the years 1970 to 4147")
         if kind is None:
             if resolution_s not in RESOLUTIONS_S or at_s % resolution_s:
                 raise _wrong(path, row, "has a resolution that is not kept, or a time that is no multiple of it")

@@ -26,7 +26,7 @@ CORRUPT = ".corrupt-"
 SPANS_S = (3600, 3600, 14_400, 86_400, 28 * 86_400)
 """How much time one chunk of each resolution covers."""
 
-GROUP = 8
+GROUP = 4
 """Workloads whose samples are written together until an hour is over."""
 
 _CACHE_KIB = 512
@@ -267,8 +267,9 @@ def _text(content: bytes) -> str:
     return content.decode("utf-8", "replace")  # a flipped bit must not become an error of another kind
 
 
+# One thread at a time uses a connection, but not always the one that opened it.
 def _connect(address: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=1.0)
+    connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=1.0, check_same_thread=False)
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.text_factory = _text

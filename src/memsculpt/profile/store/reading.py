@@ -8,8 +8,6 @@ counts as never written; it is told in `problems`, and stays in the file.
 
 import os
 import sqlite3
-import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +19,26 @@ from memsculpt.domain.workload import WorkloadId
 from memsculpt.errors import CorruptRecord, MemsculptError, UsageError
 from memsculpt.profile import codec
 from memsculpt.profile.codec import MISSING, Codes
-from memsculpt.profile.series import fold
 from memsculpt.profile.store import file
 from memsculpt.profile.store.file import GROUP, NAME, SPANS_S, parts_of, place_of
+from memsculpt.profile.store.records import (
+    BLOCK_HEAD,
+    HOUR_S,
+    decode_block,
+    decode_chunk,
+    folded,
+    identity_checksum,
+    merged_coarse,
+    overlay,
+    version_place,
+    whole_number,
+)
 
 HOST = WorkloadId("host:")
 """What is kept for the host as a whole, such as a model for all workloads."""
 
 KINDS = ("model", "prior", "heat", "phases")
 
-HOUR_S = 3600
-BLOCK_HEAD = struct.Struct("<BIIH")  # place among RESOLUTIONS_S, start, samples, workloads
-CHUNK_HEAD = struct.Struct("<I")  # the first sample's number within the chunk
 SAMPLES_MOST = 2_000_000  # some 500 MB while they are read; three weeks of seconds
 _MOST_PROBLEMS = 100
 
@@ -42,7 +48,7 @@ class Kept:
     """What the store holds of one workload."""
 
     id: WorkloadId
-    first_s: int  # when it was first and last kept, to the hour; Unix clock
+    first_s: int  # when it was first and last kept, to the hour or flush; Unix clock
     last_s: int
     stored_bytes: int
     versions: tuple["Version", ...]  # the newest of each kind
@@ -95,6 +101,7 @@ class Reader:
             whole_number(key): (whole_number(first), whole_number(last))
             for key, first, last in self._rows("SELECT key, first_s, last_s FROM workload")
         }
+        recent_s = self._recent_ends_s()
         newest: dict[WorkloadId, dict[str, Version]] = {}
         for one in self._versions():
             newest.setdefault(one.workload, {})[one.kind] = one
@@ -103,7 +110,7 @@ class Reader:
                 Kept(
                     id=identity,
                     first_s=times[key][0],
-                    last_s=times[key][1],
+                    last_s=max(times[key][1], recent_s.get(key, 0)),
                     stored_bytes=sizes[key],
                     versions=tuple(newest.get(identity, {}).values()),
                 )
@@ -299,6 +306,22 @@ class Reader:
             if merged is not None:
                 yield whole_number(hour) * HOUR_S, folded(merged, RESOLUTIONS_S[resolution] // RESOLUTIONS_S[1])
 
+    def _recent_ends_s(self) -> dict[int, int]:
+        """Return by workload's key when its newest block ends; reads the heads only."""
+        ends_s: dict[int, int] = {}
+        size = BLOCK_HEAD.size + 4 * GROUP
+        for (content,) in self._rows("SELECT substr(content, 1, ?) FROM block", size):
+            if not isinstance(content, bytes) or len(content) < size:
+                continue  # as `_block` will tell when it is read
+            head: tuple[int, int, int, int] = BLOCK_HEAD.unpack_from(content)
+            resolution, start_s, samples, count = head
+            if resolution < len(RESOLUTIONS_S) and count <= GROUP:
+                keys: list[int] = np.frombuffer(content, "<u4", count, BLOCK_HEAD.size).tolist()
+                end_s = start_s + samples * RESOLUTIONS_S[resolution]
+                for key in keys:
+                    ends_s[key] = max(ends_s.get(key, 0), end_s)
+        return ends_s
+
     def _assembled(self, hour: int, team: int) -> dict[int, tuple[Codes | None, Codes | None]]:
         """Return by workload's key an hour's samples of the two finest resolutions, from the blocks of a team."""
         found: dict[int, list[Codes | None]] = {}
@@ -358,81 +381,6 @@ class Reader:
             self.problems.append(problem)
 
 
-def identity_checksum(key: int, content: bytes) -> int:
-    """Return the checksum of a workload's row: its key and its name."""
-    return zlib.crc32(content, key & 0xFFFFFFFF)
-
-
-def version_place(workload: WorkloadId, kind: str) -> bytes:
-    """Return what a version belongs to, for its checksum."""
-    return os.fsencode(workload) + b"\0" + kind.encode()
-
-
-def decode_chunk(content: object, place: int, name: str) -> tuple[int, Codes]:
-    """Return the number of the first sample and the codes, shape (n_samples, n_metrics). Raises CorruptRecord."""
-    if not isinstance(content, bytes) or len(content) < CHUNK_HEAD.size:
-        raise CorruptRecord(place=name, offset=0, problem="is too short")
-    head = content[: CHUNK_HEAD.size]
-    (first,) = CHUNK_HEAD.unpack(head)
-    codes = codec.decode(content[CHUNK_HEAD.size :], place=place.to_bytes(8, "little", signed=True) + head, name=name)
-    return first, codes
-
-
-def encode_chunk(first: int, codes: Codes, place: int) -> bytes:
-    """Return the bytes of a chunk."""
-    head = CHUNK_HEAD.pack(first)
-    return head + codec.encode(codes, place=place.to_bytes(8, "little", signed=True) + head)
-
-
-def decode_block(content: object, hour: int, name: str) -> tuple[int, int, list[int], Codes]:
-    """Return resolution, start, keys and codes, shape (n_workloads, n_samples, n_metrics). Raises CorruptRecord."""
-    if not isinstance(content, bytes) or len(content) < BLOCK_HEAD.size:
-        raise CorruptRecord(place=name, offset=0, problem="is too short")
-    resolution, start_s, samples, count = BLOCK_HEAD.unpack_from(content)
-    end = BLOCK_HEAD.size + 4 * count
-    codes = codec.decode(content[end:], place=hour.to_bytes(8, "little") + content[:end], name=name)
-    keys: list[int] = np.frombuffer(content, "<u4", count, BLOCK_HEAD.size).tolist()
-    return resolution, start_s, keys, codes.reshape(samples, count, -1).transpose(1, 0, 2)
-
-
-def encode_block(resolution: int, start_s: int, keys: list[int], codes: Codes, hour: int) -> bytes:
-    """Return the bytes of a block; codes have the shape (n_workloads, n_samples, n_metrics)."""
-    count, samples, _ = codes.shape
-    head = BLOCK_HEAD.pack(resolution, start_s, samples, count) + np.array(keys, "<u4").tobytes()
-    table = codes.transpose(1, 0, 2).reshape(samples, -1)
-    return head + codec.encode(table, place=hour.to_bytes(8, "little") + head)
-
-
-def overlay(codes: Codes, begin_s: int, piece: Codes, start_s: int, step_s: int) -> None:
-    """Write the known codes of a piece into `codes`, whose first sample is at `begin_s`, as far as they overlap."""
-    at = (start_s - begin_s) // step_s
-    low, high = max(at, 0), min(at + len(piece), len(codes))
-    if low >= high:
-        return
-    new = piece[low - at : high - at]
-    target = codes[low:high, : new.shape[1]]
-    np.copyto(target, new, where=new != MISSING)
-
-
-def merged_coarse(fine: Codes | None, coarse: Codes | None) -> Codes | None:
-    """Return the second resolution of an hour: what was sampled in it, and the first folded over that."""
-    if fine is None:
-        return coarse
-    merged = folded(fine, RESOLUTIONS_S[1] // RESOLUTIONS_S[0])
-    if coarse is None:
-        return merged
-    whole = coarse.copy()
-    overlay(whole, 0, merged, 0, 1)
-    return whole
-
-
-def folded(codes: Codes, factor: int) -> Codes:
-    """Return codes of samples `factor` times as long."""
-    if factor == 1:
-        return codes
-    return codec.quantise(fold(*codec.restore(codes), factor))
-
-
 def _from_first_known(found: Series) -> Series:
     known = np.flatnonzero(found.is_valid.any(axis=1))
     first = int(known[0]) if known.size else len(found.values)
@@ -457,8 +405,3 @@ def _place_among(resolution_s: int) -> int:
 
 def _range(resolution: int, key: int) -> tuple[int, int]:
     return place_of(resolution, key, 0), place_of(resolution, key, 0x7FFFFFF)
-
-
-def whole_number(value: object) -> int:
-    """Return a whole number of the file; a flipped bit can make it anything, and then it fits nothing."""
-    return value if isinstance(value, int) else -1

@@ -20,10 +20,9 @@ from memsculpt.profile import codec
 from memsculpt.profile.codec import MISSING, Codes
 from memsculpt.profile.store import file
 from memsculpt.profile.store.file import GROUP, NAME, SPANS_S, Owner, parts_of, place_of
-from memsculpt.profile.store.reading import (
+from memsculpt.profile.store.reading import KINDS, Reader
+from memsculpt.profile.store.records import (
     HOUR_S,
-    KINDS,
-    Reader,
     encode_block,
     encode_chunk,
     folded,
@@ -167,25 +166,38 @@ class Store(Reader):
             )
             return int(done.lastrowid or 0)
 
-    def thin(self, now_s: int, keep_s: Mapping[int, float], size_max_bytes: int) -> None:
+    def thin(
+        self,
+        now_s: int,
+        keep_s: Mapping[int, float],
+        size_max_bytes: int,
+        *,
+        resolutions_s: Sequence[int] = RESOLUTIONS_S,
+    ) -> None:
         """Let go of what is too old, by resolution in `keep_s`; then of what does not fit, the finest and oldest first.
 
-        `now_s` has to be trusted: the caller does not thin while its clock has just jumped.
+        `now_s` has to be trusted: the caller does not thin while its clock has just jumped. `resolutions_s` are those
+        whose series are thinned; the others were already, by `thin_series`.
         """
+        for each in resolutions_s:
+            self.thin_series(now_s, each, keep_s[each])
+        longest_s = int(max(keep_s.values()))
         with self._transaction() as run:
-            for place, resolution_s in enumerate(RESOLUTIONS_S):
-                oldest = int(now_s - keep_s[resolution_s]) // SPANS_S[place]
-                newest = (now_s + _FUTURE_S) // SPANS_S[place]
-                for key in self._all_keys():
-                    first, final = place_of(place, key, 0), place_of(place, key, 0x7FFFFFF)
-                    run(
-                        "DELETE FROM chunk WHERE place BETWEEN ? AND ?", first, place_of(place, key, max(oldest, 0)) - 1
-                    )
-                    run("DELETE FROM chunk WHERE place BETWEEN ? AND ?", place_of(place, key, newest) + 1, final)
             self._thin_versions(run, now_s)
-            self._thin_workloads(run, now_s - int(max(keep_s.values())))
-            run("DELETE FROM broken WHERE found_s < ?", now_s - int(max(keep_s.values())))
+            self._thin_workloads(run, now_s - longest_s)
+            run("DELETE FROM broken WHERE found_s < ?", now_s - longest_s)
         self._shrink(size_max_bytes)
+
+    def thin_series(self, now_s: int, resolution_s: int, keep_s: float) -> None:
+        """Let go of the series of one resolution that are older than `keep_s`, or far ahead of the clock."""
+        resolution = RESOLUTIONS_S.index(resolution_s)
+        span_s = SPANS_S[resolution]
+        oldest, newest = max(int(now_s - keep_s) // span_s, 0), (now_s + _FUTURE_S) // span_s
+        with self._transaction() as run:
+            for key in self._all_keys():
+                first, final = place_of(resolution, key, 0), place_of(resolution, key, 0x7FFFFFF)
+                run("DELETE FROM chunk WHERE place BETWEEN ? AND ?", first, place_of(resolution, key, oldest) - 1)
+                run("DELETE FROM chunk WHERE place BETWEEN ? AND ?", place_of(resolution, key, newest) + 1, final)
 
     def size_bytes(self) -> int:
         """Return what the file holds, without pages that are free in it."""
