@@ -10,7 +10,6 @@ agent; after `MAX_FAILURES` in a row everything that was changed is undone and t
 
 import logging
 import os
-import resource
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
@@ -23,12 +22,14 @@ from memsculpt.domain.growth import GrowthSample, GrowthSummary
 from memsculpt.domain.heat import WorkloadHeat
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Applied, Status
+from memsculpt.domain.outlook import WorkloadOutlook
 from memsculpt.domain.plan import Abilities, CreateCgroup, Grant, Plan, Request
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.report import CapabilityFact, Report, SelfUse
 from memsculpt.domain.settings import Mode, PartitionSettings, Settings
 from memsculpt.domain.workload import WorkloadId
 from memsculpt.errors import MemsculptError, Refused, Unavailable
+from memsculpt.forecast import longterm
 from memsculpt.host.protocol import Host
 
 log = logging.getLogger(__name__)
@@ -76,12 +77,16 @@ class Agent:
         settings: Settings,
         journal: act.Journal | None = None,
         recorder: profile.Recorder | None = None,
+        gate: longterm.Gate | None = None,
         looks_beside: bool = False,
     ) -> None:
         self._host = host
         self._settings = settings
         self._journal = journal
         self._recorder = recorder
+        self._gate = gate
+        self._outlooks: dict[WorkloadId, WorkloadOutlook] = {}
+        self._looked_far_at_s: dict[WorkloadId, float] = {}
         self._ids = act.ActionIds()
         self._profile_state = profile.ProfileState()
         self._sensing = profile.SensingState()
@@ -104,7 +109,7 @@ class Agent:
         self._gave_up = False
         self._made: set[str] = set()  # partitions whose cgroups were made here
         self._watched: tuple[PartitionSettings, ...] = ()  # of those, made for requests
-        self._self_use = _SelfMeter()
+        self._self_use = act.SelfMeter()
         started_at_s = host.now_s()
         self.report = Report(
             mode=settings.mode,
@@ -163,6 +168,7 @@ class Agent:
         self._learner, self._corrections = learn.step(self._learner, observation, profiles, forecasts, applied)
         if self._recorder is not None:
             self._recorder.observe(observation, profiles, warmth, forecasts, horizon_s=settings.forecast.act_horizon_s)
+            self._look_far(observation, self._recorder)
         self._publish(observation, profiles, forecasts, chosen, applied, warmth, growth)
         return Tick(
             number=self.report.tick_count,
@@ -315,6 +321,22 @@ class Agent:
         """Return the processor time that the agent takes for everything but pages and faults."""
         return max(0.0, self.report.agent.cpu_share - self._sensor.used_ratio(now_s) - self._sampling.agent_ratio)
 
+    def _look_far(self, observation: Observation, recorder: profile.Recorder) -> None:
+        """Have one of the partitions' workloads looked at on the long term, if it is somebody's turn."""
+        rows, now_s = observation.workloads, observation.time_s
+        ids = [one for one, name in zip(rows.ids, rows.partitions, strict=True) if name is not None]
+        self._outlooks = {one: self._outlooks[one] for one in ids if one in self._outlooks}
+        self._looked_far_at_s = {one: self._looked_far_at_s[one] for one in ids if one in self._looked_far_at_s}
+        chosen = longterm.choose(self._looked_far_at_s, ids, now_s)
+        if chosen is None:
+            return
+        series = recorder.history(chosen, longterm.RESOLUTION_S)
+        capacity_bytes = self._settings.capacity_of(observation.memory.total_bytes)
+        made = None if series is None else longterm.outlook_from(series, capacity_bytes, self._gate, now_s)
+        self._looked_far_at_s[chosen] = now_s if made is not None else now_s - longterm.REFRESH_S + longterm.RETRY_S
+        if made is not None:
+            self._outlooks[chosen] = made
+
     def _watch_created(self, applied: tuple[Applied, ...]) -> None:
         """Have the host observe partitions that were made for requests, too, once their cgroups are there."""
         self._made |= {
@@ -368,6 +390,7 @@ class Agent:
             heat=warmth,
             growth=growth,
             forecasts=forecasts,
+            outlooks=tuple(self._outlooks.values()),
             plan=chosen,
             planned=applied,
             applied=tuple(self._recent),
@@ -392,29 +415,6 @@ class Agent:
         if self._settings.mode is Mode.APPLY and self._journal is not None and not self._journal.writable:
             notes.append(f"not acting, because the journal cannot be written: {self._journal.problem}")
         return tuple(notes)
-
-
-class _SelfMeter:
-    """Measures what the agent itself uses: processor time over the last minute, memory now."""
-
-    def __init__(self) -> None:
-        self._marks: deque[tuple[float, float]] = deque(maxlen=64)
-        self._pid = os.getpid()
-
-    def measure(self, observation: Observation) -> SelfUse:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        cpu_s, now_s = used.ru_utime + used.ru_stime, observation.time_s
-        self._marks.append((now_s, cpu_s))
-        first_s, first_cpu_s = self._marks[0]
-        processes = observation.processes
-        own = processes.pids == self._pid
-        resident = (processes.anon_bytes + processes.file_bytes + processes.shmem_bytes)[own]
-        return SelfUse(
-            cpu_share=(cpu_s - first_cpu_s) / (now_s - first_s) if now_s > first_s else 0.0,
-            cpu_s=cpu_s,
-            resident_bytes=int(resident[0]) if resident.size else 0,
-            peak_resident_bytes=used.ru_maxrss * 1024,
-        )
 
 
 def _abilities_of(host: Host) -> Abilities:

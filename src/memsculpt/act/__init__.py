@@ -8,6 +8,7 @@ from memsculpt.act.journal import Journal
 from memsculpt.act.lease import Lease, lease_for, restore_command
 from memsculpt.act.ownership import MACHINE_LOCK
 from memsculpt.act.restore import Outcome, Restored, RestoreReport, restore
+from memsculpt.act.self_meter import SelfMeter
 from memsculpt.act.sense import Sensor
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Outcome",
     "RestoreReport",
     "Restored",
+    "SelfMeter",
     "Sensor",
     "apply",
     "lease_for",

@@ -16,6 +16,7 @@ from memsculpt.domain.growth import GrowthSummary
 from memsculpt.domain.heat import WorkloadHeat
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Applied, Corrections
+from memsculpt.domain.outlook import WorkloadOutlook
 from memsculpt.domain.plan import Plan
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Mode, Settings
@@ -101,6 +102,7 @@ class Report:
     heat: WorkloadHeat | None = None  # None: sensing is off, or there is nothing to sense
     growth: GrowthSummary | None = None  # None: no partition is critical, or sensing is off
     forecasts: Forecasts | None = None
+    outlooks: tuple[WorkloadOutlook, ...] = ()  # minutes to hours ahead, of workloads whose history is kept
     partition_forecast: PartitionForecast | None = None
     plan: Plan | None = None
     planned: tuple[Applied, ...] = ()  # this tick's plan as it was applied or rehearsed

@@ -17,7 +17,9 @@ from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.errors import Unavailable, UsageError
 
 ID, STEP = "series_id", "step"
-VALUES = ("value", "mem_used_mib", "mem_util", "mem_pct", "memory_bytes", "needed_bytes")
+# What is taken of a table that `profile export` wrote.
+EXPORT_RESOLUTION_S, EXPORT_VALUE = 300, "needed_peak_bytes"
+VALUES = ("value", "needed_peak_bytes", "mem_used_mib", "mem_util", "mem_pct", "memory_bytes", "needed_bytes")
 CAPACITY_STEPS = 288
 DISTINCT_LEAST = 10
 GRID_MOST = 20  # steps for each row: a table with more holes than that is numbered wrongly
@@ -63,6 +65,7 @@ def read_table(path: str, value: str | None = None, capacity: str | None = None)
             problem=f"is no whole Parquet file: {str(error).splitlines()[0]}",
             fix="name a table with the columns series_id, step and a value; was it copied to its end?",
         ) from error
+    table = _from_export(pa, table)
     names: list[str] = table.column_names
     chosen = _value_column(path, names, value)
     limit = _limit(path, names, capacity)
@@ -108,6 +111,23 @@ def usable(series: Sequence[RecordedSeries], known_least: int) -> Iterator[Recor
         known = one.values[one.is_known]
         if len(known) >= known_least and len(np.unique(known)) >= DISTINCT_LEAST:
             yield one
+
+
+def _from_export(pa: Any, table: Any) -> Any:
+    """Return what `memsculpt profile export` wrote as a table of series, at 5 minutes; another table as it is."""
+    if not {"workload", "resolution_s", "time"} <= set(table.column_names):
+        return table
+    pc: Any = importlib.import_module("pyarrow.compute")
+    kept = table.filter(pc.equal(table.column("resolution_s"), EXPORT_RESOLUTION_S))
+    milliseconds = kept.column("time").cast(pa.int64())
+    columns: dict[str, Any] = {
+        ID: [one.decode("utf-8", "surrogateescape") for one in kept.column("workload").to_pylist()],
+        STEP: pc.divide(milliseconds, EXPORT_RESOLUTION_S * 1000),
+    }
+    for name in kept.column_names:
+        if name == EXPORT_VALUE or name.endswith(("_per_s", "_ratio")):
+            columns[name] = kept.column(name)
+    return pa.table(columns)
 
 
 def _value_column(path: str, names: Sequence[str], value: str | None) -> str:

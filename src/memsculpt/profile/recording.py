@@ -20,7 +20,7 @@ from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.heat import WorkloadHeat
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.profile import Profiles
-from memsculpt.domain.series import METRICS, RESOLUTIONS_S, SAMPLED
+from memsculpt.domain.series import METRICS, RESOLUTIONS_S, SAMPLED, Series
 from memsculpt.domain.settings import ProfileSettings
 from memsculpt.domain.workload import WorkloadId
 from memsculpt.errors import CorruptStore, MemsculptError
@@ -107,6 +107,12 @@ class Recorder:
             made_s = self._place(observation.time_s)
             for identity, content in summaries(heat):
                 self._attempt(lambda store, one=identity, what=content: _put(store, one, what, made_s))
+
+    def history(self, workload: WorkloadId, resolution_s: int) -> Series | None:
+        """Return the last four weeks of a workload; None where nothing is kept, or can be read."""
+        found: list[Series] = []
+        self._attempt(lambda store: found.append(store.last(workload, resolution_s)))
+        return found[0] if found and len(found[0].values) else None
 
     def record(self, ids: tuple[WorkloadId, ...], rows: Float64, *, is_named: Bool, now_s: float) -> None:
         """Take a tick's samples, shape (n_workloads, SAMPLED), NaN where not known; flush when the interval is over.

@@ -18,6 +18,19 @@ class ForecastView(msgspec.Struct, kw_only=True):
     quantiles_bytes: list[int]
 
 
+class OutlookView(msgspec.Struct, kw_only=True):
+    """What a workload will need in the next hours, from its kept history; quantiles by level."""
+
+    made_s_ago: float
+    history_s: float
+    levels: list[float]
+    peak_s: float
+    peak_bytes: list[int]
+    interval_s: float
+    path_bytes: list[list[int]]
+    weighed_by: str
+
+
 class PartitionView(msgspec.Struct, kw_only=True):
     """A share of main memory: what it is promised, should have now, uses, and will need."""
 
@@ -85,6 +98,7 @@ class WorkloadView(msgspec.Struct, kw_only=True):
     heat: HeatView | None  # None: not in a partition, or sensing is off
     growth: SampledView | None = None  # None: not in a critical partition, or sensing is off
     forecast: ForecastView
+    outlook: OutlookView | None = None  # None: not in a partition, no profiles are kept, or too little is known
     leader: str  # the expert whose forecast weighs most; "" before the first forecast
     scored_count: int
     covered_ratio: float

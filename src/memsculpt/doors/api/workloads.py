@@ -8,10 +8,11 @@ from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.growth import GrowthSummary
 from memsculpt.domain.heat import WorkloadHeat
 from memsculpt.domain.outcome import Corrections
+from memsculpt.domain.outlook import WorkloadOutlook
 from memsculpt.domain.report import Report
 from memsculpt.domain.workload import WorkloadId
 from memsculpt.doors import words
-from memsculpt.doors.api.schema import ForecastView, HeatView, SampledView, WorkloadsView, WorkloadView
+from memsculpt.doors.api.schema import ForecastView, HeatView, OutlookView, SampledView, WorkloadsView, WorkloadView
 
 
 def view_workloads(report: Report) -> WorkloadsView:
@@ -29,6 +30,7 @@ def list_workloads(report: Report) -> list[WorkloadView]:
     scores = _scores_by_id(report.corrections)
     heats = _heats_by_id(report.heat)
     sampled = _sampled_by_id(report.growth)
+    outlooks = {one.id: _outlook_view(one, report.now_s) for one in report.outlooks}
     return [
         WorkloadView(
             id=words.text_of(identity),
@@ -52,6 +54,7 @@ def list_workloads(report: Report) -> list[WorkloadView]:
             heat=heats.get(identity),
             growth=sampled.get(identity),
             forecast=forecasts.of(identity),
+            outlook=outlooks.get(identity),
             leader=forecasts.leader_of(identity),
             scored_count=scores.get(identity, (0, 0.0))[0],
             covered_ratio=scores.get(identity, (0, 0.0))[1],
@@ -100,6 +103,19 @@ def _heats_by_id(heat: WorkloadHeat | None) -> dict[WorkloadId, HeatView]:
         )
         for row, identity in enumerate(heat.ids)
     }
+
+
+def _outlook_view(one: WorkloadOutlook, now_s: float) -> OutlookView:
+    return OutlookView(
+        made_s_ago=now_s - one.made_at_s,
+        history_s=one.history_s,
+        levels=list(one.levels),
+        peak_s=one.peak_s,
+        peak_bytes=[int(value) for value in _floats(one.peak_bytes)],
+        interval_s=one.interval_s,
+        path_bytes=[[int(value) for value in _floats(level)] for level in one.path_bytes],
+        weighed_by=one.weighed_by,
+    )
 
 
 def _sampled_by_id(growth: GrowthSummary | None) -> dict[WorkloadId, SampledView]:

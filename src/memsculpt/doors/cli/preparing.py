@@ -2,11 +2,19 @@
 """From the options of a command to checked settings: the file, the places of this user, what the options override."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memsculpt.config import load_settings
 from memsculpt.domain.settings import Settings
 from memsculpt.doors import places
+from memsculpt.errors import MemsculptError
+
+if TYPE_CHECKING:
+    from memsculpt.forecast.longterm import Gate
+
+GATE_NAME = "forecast.gate"  # in the state folder: what `memsculpt train --out` wrote for this agent
 
 
 def total_memory_bytes() -> int:
@@ -21,3 +29,19 @@ def read_settings(config: str | None, *, is_named: bool) -> Settings:
     """
     path = Path(config) if config is not None and is_named else places.config_path(config)
     return places.placed(load_settings(path, total_memory_bytes()))
+
+
+def read_gate(state: Path, tell: Callable[[str], None]) -> "Gate | None":
+    """Return the long-term forecaster's gate where one was trained; None, and why, where it cannot be used."""
+    from memsculpt.forecast.longterm import gate_from_bytes
+
+    path = state / GATE_NAME
+    try:
+        return gate_from_bytes(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        tell(f"note: {path} cannot be read ({error.strerror}): the long-term forecaster uses its prior")
+    except MemsculptError as error:
+        tell(f"note: {error.place}: {error.problem}: the long-term forecaster uses its prior")
+    return None

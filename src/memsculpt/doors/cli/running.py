@@ -79,7 +79,14 @@ def run(wanted: Wanted) -> int:
             stack.callback(recorder.close)
             for note in recorder.notes:
                 tell(f"note: {note}")
-        agent = Agent(host=host, settings=settings, journal=journal, recorder=recorder, looks_beside=True)
+        agent = Agent(
+            host=host,
+            settings=settings,
+            journal=journal,
+            recorder=recorder,
+            gate=preparing.read_gate(places.Path(settings.state), tell),
+            looks_beside=True,
+        )
         api = ApiServer(agent, socket_path=settings.socket, addresses=addresses)
         listening = api.start()
         stack.callback(api.stop)

@@ -4,5 +4,20 @@
 from memsculpt.forecast.longterm.gate import Gate, gate_from_bytes
 from memsculpt.forecast.longterm.moment import LEVELS, PEAK_STEPS, STEPS, History
 from memsculpt.forecast.longterm.outlook import Outlook, look_ahead
+from memsculpt.forecast.longterm.watch import REFRESH_S, RESOLUTION_S, RETRY_S, choose, outlook_from
 
-__all__ = ["LEVELS", "PEAK_STEPS", "STEPS", "Gate", "History", "Outlook", "gate_from_bytes", "look_ahead"]
+__all__ = [
+    "LEVELS",
+    "PEAK_STEPS",
+    "REFRESH_S",
+    "RESOLUTION_S",
+    "RETRY_S",
+    "STEPS",
+    "Gate",
+    "History",
+    "Outlook",
+    "choose",
+    "gate_from_bytes",
+    "look_ahead",
+    "outlook_from",
+]
