@@ -127,3 +127,8 @@ match.cgroup = "c"
     assert lines["partition", 0, "match", "exe"] == 15
     assert lines["partition", 1] == 16
     assert lines["partition", 1, "match", "cgroup"] == 18
+
+
+def test_a_table_whose_header_comes_after_its_child_begins_with_the_child():
+    """As everywhere: a key begins where the text first has it."""
+    assert locate("[a.b]\nx = 1\n[a]\ny = 2\n") == {("a",): 1, ("a", "b"): 1, ("a", "b", "x"): 2, ("a", "y"): 4}

@@ -64,7 +64,6 @@ class _Follower:
             if path in self._lengths:  # a header goes on in the array's last table
                 path = (*path, self._lengths[path] - 1)
                 self._lines.setdefault(path, line)
-        self._lines[path] = line
         return path
 
     def _pair(self, table: KeyPath) -> None:
