@@ -25,7 +25,7 @@ from memsculpt.domain.outcome import Applied, Status
 from memsculpt.domain.outlook import WorkloadOutlook
 from memsculpt.domain.plan import Abilities, CreateCgroup, Grant, Plan, Request
 from memsculpt.domain.profile import Profiles
-from memsculpt.domain.report import CapabilityFact, Report, SelfUse
+from memsculpt.domain.report import CapabilityFact, Report
 from memsculpt.domain.settings import Mode, PartitionSettings, Settings
 from memsculpt.domain.workload import WorkloadId
 from memsculpt.errors import MemsculptError, Refused, Unavailable

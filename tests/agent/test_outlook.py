@@ -17,9 +17,7 @@ def test_a_workload_whose_history_is_kept_has_an_outlook(tmp_path):
         Constant(name="other", cgroup="other", size_bytes=128 * MIB),
     )
     host = SimulatedHost(1, total_bytes=4096 * MIB, swap_bytes=1024 * MIB, workloads=programs)
-    settings = Settings(
-        interval_s=5.0, partitions=(PartitionSettings(name="named", match=Match(cgroup="named")),)
-    )
+    settings = Settings(interval_s=5.0, partitions=(PartitionSettings(name="named", match=Match(cgroup="named")),))
     host.watch(settings.partitions)
     began_s = host.now_s()
     recorder = profile.Recorder(

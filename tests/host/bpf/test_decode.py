@@ -23,7 +23,9 @@ def bits_of(column):
 
 def test_a_page_of_a_gib_is_512_regions_alike():
     told = decode(
-        records((3 * GIB, PRESENT | ACCESSED | HUGE, -1, 512 * REGION_PAGES), (5 * GIB, PRESENT | HUGE, -1, REGION_PAGES)),
+        records(
+            (3 * GIB, PRESENT | ACCESSED | HUGE, -1, 512 * REGION_PAGES), (5 * GIB, PRESENT | HUGE, -1, REGION_PAGES)
+        ),
         np.empty((0, REGION_PAGES), np.uint64),
     )
     assert len(told.addresses) == 513

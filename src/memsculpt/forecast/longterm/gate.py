@@ -97,16 +97,8 @@ class Gate:
             }
         ).encode()
         body = head + b"".join(np.ascontiguousarray(array, "<f4").tobytes() for _, array in arrays)
-        return b"".join(
-            [
-                MAGIC,
-                VERSION.to_bytes(4, "little"),
-                len(head).to_bytes(4, "little"),
-                len(body).to_bytes(8, "little"),
-                hashlib.sha256(body).digest(),
-                body,
-            ]
-        )
+        lengths = VERSION.to_bytes(4, "little") + len(head).to_bytes(4, "little") + len(body).to_bytes(8, "little")
+        return MAGIC + lengths + hashlib.sha256(lengths + body).digest() + body
 
 
 HEAD_BYTES = len(MAGIC) + 4 + 4 + 8 + 32
@@ -125,7 +117,7 @@ def gate_from_bytes(content: bytes, place: str = "gate") -> Gate:
         )
     head_bytes, body_bytes = int.from_bytes(content[12:16], "little"), int.from_bytes(content[16:24], "little")
     body = content[HEAD_BYTES:]
-    if len(body) != body_bytes or hashlib.sha256(body).digest() != content[24:56]:
+    if len(body) != body_bytes or hashlib.sha256(content[8:24] + body).digest() != content[24:56]:
         raise CorruptRecord(
             place=place, offset=HEAD_BYTES, problem="its checksum does not fit: it is cut short or changed"
         )
