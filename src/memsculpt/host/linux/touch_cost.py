@@ -19,7 +19,7 @@ import numpy as np
 from memsculpt.host.linux import madvise
 from memsculpt.host.linux.clear_accessed import MADV_COLD
 
-PAGES = 4096  # more than a TLB holds, so that a load of the translation is paid for with and without a clear
+PAGES = 2048  # as many as a TLB holds, so that a load of the translation is paid for with and without a clear; 8 MiB
 ROUNDS = 5
 FAR = 5.0
 ASSUMED_S = 5e-7  # where it cannot be measured
