@@ -59,7 +59,7 @@ def fit(train_dir: str, set_name: str, *, on_progress: Callable[[int, int], None
 
     A part of the other known sets in the folder is learnt from, too: of a few dozen series alone one learns little. A
     set that is not in SETS is taken to be on a grid of 5 minutes, its capacity to be its largest value. Raises
-    UsageError (no such table), Refused (too little to learn from), Unavailable (torch or pyarrow is missing).
+    UsageError (no such table), Refused (too little to learn from), Unavailable (pyarrow is missing).
     """
     from memsculpt.forecast import fitting, recorded
 

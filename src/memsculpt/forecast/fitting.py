@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the gate of the long-term forecaster. A worker's file: torch is loaded in here, and never in the agent.
+"""Train the gate of the long-term forecaster, in numpy. A worker's file: it takes minutes, and the agent has none.
 
 The gate learns from many moments of many workloads: what a moment's candidates were (longterm/moment.py), and what came
-in the next 36 points. The loss is the pinball loss at each level, of the peak in shares of the capacity and as a
-logarithm of a ratio, of the path in the series' own mean absolute change: the units in which forecasts are judged.
+in the next 36 points. The loss (descent.py) is the pinball loss at each level, of the peak in shares of the capacity
+and as a logarithm of a ratio, of the path in the series' own mean absolute change: the units in which forecasts are
+judged.
 
 Workloads are dealt into parts; each network is trained without one part, and forecasts that. From what is missed there
-comes the stretch (gate.py).
+comes the stretch (gate.py). A third of what is said of the peak comes from steady networks, which see no features: of
+some hundred workloads a network learns when jumps come in these, and that does not hold for others.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from memsculpt.domain.arrays import Bool, Float64, Int64
-from memsculpt.errors import Refused, Unavailable
-from memsculpt.forecast.longterm.gate import BETWEEN, LOG_BOUND, NORM_BOUND, PATH_KNOTS, Gate
+from memsculpt.errors import Refused
+from memsculpt.forecast import descent
+from memsculpt.forecast.longterm.gate import NORM_BOUND, Gate
 from memsculpt.forecast.longterm.moment import (
     COVARIATES_MOST,
     FEATURES,
@@ -35,19 +37,13 @@ from memsculpt.forecast.longterm.moment import (
 from memsculpt.forecast.measures import origins
 from memsculpt.forecast.recorded import DISTINCT_LEAST, RecordedSeries, read_table, usable
 
-HIDDEN = 160
-EPOCHS = 12
-BATCH = 512
-LEARNING_RATE = 2e-3
-WEIGHT_DECAY = 1e-3
-DROPPED_FEATURES = 0.15
 PARTS, SEEDS = 4, 2
+STEADY = descent.Recipe(is_steady=True, hidden=4, rate=5e-3)
+STEADY_RATIO = 0.35  # how much the steady networks count for the peak
+PART_POINTS = 4096  # moments that are forecast at once: bounds the memory
 KNOWN_LEAST = 1000  # points of a series; shorter ones teach little
 SERIES_LEAST, MOMENTS_LEAST = 8, 1000
-MOMENTS_EACH, MOMENTS_BESIDE = 300, 40
-CAPACITY_WEIGHTS, RATIO_WEIGHTS, PATH_WEIGHTS = (3.0, 6.0, 18.0), (0.03, 0.06, 0.2), (0.2, 0.2, 0.4)
-PATH_LOSS_MOST = 50.0
-TAIL_RISK = 0.01
+MOMENTS_EACH, MOMENTS_BESIDE = 150, 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -125,7 +121,7 @@ def fit_tables(
 ) -> Gate:
     """Train on `own`, and on a part of what is `beside` it: other kinds of series teach what jumps look like.
 
-    Raises UsageError (not a table), Refused (too little to learn from), Unavailable (no torch, no pyarrow).
+    Raises UsageError (not a table), Refused (too little to learn from), Unavailable (no pyarrow).
     """
     first, covariates = _examples_of(own, MOMENTS_EACH)
     parts = [first]
@@ -172,15 +168,10 @@ def train(
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Gate:
-    """Return a gate. Some 10 s a network for 100,000 moments on one core. Raises Unavailable without torch."""
-    try:
-        torch: Any = importlib.import_module("torch")  # Any: it is not there where types are checked
-    except ImportError as error:
-        raise Unavailable(
-            place="training",
-            problem=f"needs torch, which is not installed ({error})",
-            fix="pip install torch (the CPU build), or memsculpt[train]; without a gate the forecaster uses its prior",
-        ) from error
+    """Return a gate; the same for the same examples and seed. Some 30 s a network for 100,000 moments on one core.
+
+    Raises Refused with too few examples.
+    """
     series_count = len(np.unique(examples.series))
     if len(examples.series) < MOMENTS_LEAST or series_count < SERIES_LEAST:
         raise Refused(
@@ -189,28 +180,42 @@ def train(
             fix=f"record longer: {MOMENTS_LEAST} moments of {SERIES_LEAST} series are the least; without a gate the "
             "forecaster uses its prior",
         )
-    torch.manual_seed(seed)
     mean = examples.features.mean(axis=0)
     spread = examples.features.std(axis=0) + np.float32(1e-3)
     numbers = np.unique(examples.series)
     np.random.Generator(np.random.PCG64(seed)).shuffle(numbers)
-    trained: list[dict[str, Any]] = []
+    trained: list[descent.Network] = []
+    steady: list[bool] = []
     unseen = np.zeros((len(examples.series), len(LEVELS)))
-    data = _Tensors(torch, examples, mean, spread)
+    lessons = _lessons(examples, mean, spread)
     for part in range(PARTS):
         left_out: Bool = np.isin(examples.series, numbers[part::PARTS])
-        for number in range(SEEDS):
-            network = _train_one(torch, data, np.flatnonzero(~left_out), seed * 100 + part * SEEDS + number)
-            unseen[left_out] += data.peaks(network, np.flatnonzero(left_out)) / SEEDS
-            trained.append({name: value.detach().numpy().copy() for name, value in network.items()})
+        unseen_rows = np.flatnonzero(left_out)
+        for number in range(SEEDS + 1):
+            is_steady = number == SEEDS
+            network = descent.learn(
+                lessons,
+                np.flatnonzero(~left_out),
+                (seed * PARTS + part) * (SEEDS + 1) + number,
+                STEADY if is_steady else descent.Recipe(),
+            )
+            trust = STEADY_RATIO if is_steady else (1.0 - STEADY_RATIO) / SEEDS
+            for rows in np.array_split(unseen_rows, len(unseen_rows) // PART_POINTS + 1):
+                unseen[rows] += trust * descent.peaks(network, lessons.of(rows))
+            trained.append(network)
+            steady.append(is_steady)
             if on_progress is not None:
-                on_progress(len(trained), PARTS * SEEDS)
+                on_progress(len(trained), PARTS * (SEEDS + 1))
+    is_gate = 1.0 - np.array(steady, np.float64)
+    of_gates = is_gate / is_gate.sum()
     return Gate(
         covariates=tuple(covariates)[:COVARIATES_MOST],
         mean=mean.astype(np.float32),
         spread=spread.astype(np.float32),
-        networks=tuple(trained),
+        networks=tuple({name: part.astype(np.float32) for name, part in network.items()} for network in trained),
         stretch=_stretch(unseen, examples),
+        peak_trust=(1.0 - STEADY_RATIO) * of_gates + STEADY_RATIO * (1.0 - is_gate) / (1.0 - is_gate).sum(),
+        path_trust=of_gates,
     )
 
 
@@ -229,113 +234,16 @@ def _stretch(unseen: Float64, examples: Examples) -> Float64:
     return np.clip(np.array(found), 0.5, 2.0)
 
 
-class _Tensors:
-    """The examples as torch has them, and the network as a function of its parameters."""
-
-    def __init__(self, torch: Any, examples: Examples, mean: Any, spread: Any) -> None:
-        self.torch = torch
-        softened = examples.reference + examples.least
-
-        def of(values: Any) -> Any:
-            return torch.tensor(np.asarray(values, np.float32))
-
-        self.features = of(np.clip((examples.features - mean) / spread, -NORM_BOUND, NORM_BOUND))
-        self.ratios = of(
-            np.log((np.maximum(examples.peaks, 0.0) + examples.least[:, np.newaxis]) / softened[:, np.newaxis])
-        )
-        self.paths, self.truth = of(examples.paths), of(examples.truth)
-        self.softened, self.least = of(softened), of(examples.least)
-        self.scale, self.capacity = of(examples.scale), of(examples.capacity)
-        self.between = of(BETWEEN)
-        self.levels = of(LEVELS)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each part of a network."""
-        levels, knots = len(LEVELS), len(PATH_KNOTS)
-        peaks, paths = self.ratios.shape[1], self.paths.shape[1]
-        outputs = {"peak": levels * peaks, "lift": levels, "path": levels * knots * paths, "shift": levels * knots}
-        found = {
-            "in_weight": (self.features.shape[1], HIDDEN),
-            "in_bias": (HIDDEN,),
-            "hidden_weight": (HIDDEN, HIDDEN),
-            "hidden_bias": (HIDDEN,),
-        }
-        for name, count in outputs.items():
-            found |= {f"{name}_weight": (HIDDEN, count), f"{name}_bias": (count,)}
-        return found
-
-    def run(self, network: dict[str, Any], rows: Any, features: Any) -> tuple[Any, Any]:
-        """Return the logarithms of the peaks' ratios, (n, levels), and the paths, (n, levels, STEPS)."""
-        torch = self.torch
-        gelu = torch.nn.functional.gelu
-        hidden = gelu(features @ network["in_weight"] + network["in_bias"], approximate="tanh")
-        hidden = gelu(hidden @ network["hidden_weight"] + network["hidden_bias"], approximate="tanh")
-
-        def out(name: str, *shape: int) -> Any:
-            return (hidden @ network[f"{name}_weight"] + network[f"{name}_bias"]).view(-1, len(LEVELS), *shape)
-
-        weights = torch.softmax(out("peak", self.ratios.shape[1]), -1)
-        lifted = (weights * self.ratios[rows][:, None]).sum(-1) + out("lift")
-        shares = torch.softmax(out("path", len(PATH_KNOTS), self.paths.shape[1]), -1)
-        shares = torch.einsum("nlkc,kh->nlhc", shares, self.between)
-        shifts = torch.einsum("nlk,kh->nlh", out("shift", len(PATH_KNOTS)), self.between)
-        paths = torch.einsum("nlhc,nclh->nlh", shares, self.paths[rows]) + shifts * self.scale[rows][:, None, None]
-        return torch.cummax(lifted, 1).values, paths
-
-    def loss(self, network: dict[str, Any], rows: Any, features: Any) -> Any:
-        """Return the mean loss."""
-        torch, levels = self.torch, self.levels
-        lifted, paths = self.run(network, rows, features)
-        softened, least = self.softened[rows][:, None], self.least[rows][:, None]
-        peaks = torch.exp(torch.clamp(lifted, -LOG_BOUND, LOG_BOUND)) * softened - least
-        truth = self.truth[rows]
-        peak = truth[:, :PEAK_STEPS].max(1).values[:, None]
-
-        def pinball(miss: Any, levels: Any) -> Any:
-            return torch.maximum(levels * miss, (levels - 1.0) * miss)
-
-        in_capacity = (pinball(peak - peaks, levels) / self.capacity[rows][:, None]).mean(0)
-        in_ratios = pinball(torch.log((peak + least) / softened) - lifted, levels).mean(0)
-        misses = (truth[:, None] - paths) / self.scale[rows][:, None, None]
-        in_changes = torch.clamp(pinball(misses, levels[:, None]), max=PATH_LOSS_MOST).mean((0, 2))
-        return (
-            (in_capacity * torch.tensor(CAPACITY_WEIGHTS)).sum()
-            + (in_ratios * torch.tensor(RATIO_WEIGHTS)).sum()
-            + (in_changes * torch.tensor(PATH_WEIGHTS)).sum()
-        )
-
-    def peaks(self, network: dict[str, Any], rows: Int64) -> Float64:
-        """Return the quantiles of the peak for these rows, shape (n, levels)."""
-        torch = self.torch
-        index = torch.tensor(rows)
-        with torch.no_grad():
-            lifted, _ = self.run(network, index, self.features[index])
-            raised = torch.exp(torch.clamp(lifted, -LOG_BOUND, LOG_BOUND)) * self.softened[index][:, None]
-            return (raised - self.least[index][:, None]).numpy().astype(np.float64)
-
-
-def _train_one(torch: Any, data: _Tensors, rows: Int64, seed: int) -> dict[str, Any]:
-    chance = torch.Generator().manual_seed(seed)
-    network: dict[str, Any] = {}
-    for name, shape in data.shapes().items():
-        is_inner = name in {"in_weight", "hidden_weight"}  # outputs begin as the plain mean of all candidates
-        bound = (1.0 / shape[0]) ** 0.5 if is_inner else 0.0
-        network[name] = ((torch.rand(shape, generator=chance) * 2.0 - 1.0) * bound).requires_grad_()
-    parameters = list(network.values())
-    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    batches = max(len(rows) // BATCH, 1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=EPOCHS * batches)
-    index = torch.tensor(rows)
-    for _ in range(EPOCHS):
-        order = index[torch.randperm(len(rows), generator=chance)]
-        for number in range(batches):
-            chosen = order[number * BATCH : (number + 1) * BATCH]
-            features = data.features[chosen]
-            kept = torch.rand(features.shape, generator=chance) > DROPPED_FEATURES
-            loss = data.loss(network, chosen, features * kept)
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            schedule.step()
-    return network
+def _lessons(examples: Examples, mean: Any, spread: Any) -> descent.Lessons:
+    softened = examples.reference + examples.least
+    ratios = np.log((np.maximum(examples.peaks, 0.0) + examples.least[:, np.newaxis]) / softened[:, np.newaxis])
+    return descent.Lessons(
+        features=np.clip((examples.features - mean) / spread, -NORM_BOUND, NORM_BOUND).astype(np.float32),
+        ratios=ratios.astype(np.float32),
+        paths=np.ascontiguousarray(examples.paths.transpose(0, 2, 1, 3)),
+        truth=examples.truth,
+        softened=softened.astype(np.float32),
+        least=examples.least.astype(np.float32),
+        scale=examples.scale.astype(np.float32),
+        capacity=examples.capacity.astype(np.float32),
+    )

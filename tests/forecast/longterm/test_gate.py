@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gates: what they say, and how they are kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from memsculpt.errors import CorruptRecord, Refused
 from memsculpt.forecast.longterm import LEVELS, STEPS, Gate, gate_from_bytes, look_ahead, prior
-from memsculpt.forecast.longterm.gate import HEAD_BYTES, PARTS, PATH_KNOTS
+from memsculpt.forecast.longterm.gate import HEAD_BYTES, PARTS, PATH_KNOTS, VERSION
 from memsculpt.forecast.longterm.moment import FEATURES, PATH_NAMES, PEAK_NAMES, cleaned, describe
 from tests.forecast.longterm.test_moment import history, wave
 
@@ -45,6 +47,8 @@ def made(seed=0, spread=0.3, networks=2, stretch=(1.0, 1.0, 1.0)):
         spread=np.abs(of(FEATURES)) + np.float32(0.1),
         networks=tuple(network() for _ in range(networks)),
         stretch=np.array(stretch),
+        peak_trust=np.full(networks, 1.0 / networks),
+        path_trust=np.full(networks, 1.0 / networks),
     )
 
 
@@ -102,10 +106,13 @@ def test_whatever_is_changed_in_the_bytes_is_noticed(data):
         gate_from_bytes(bytes(content), "here")
 
 
-def test_a_newer_gate_is_refused():
+def test_a_gate_of_another_version_is_refused():
     content = bytearray(made(networks=1).to_bytes())
-    content[8:12] = (2).to_bytes(4, "little")
+    content[8:12] = (VERSION + 1).to_bytes(4, "little")
     with pytest.raises(Refused, match="newer memsculpt"):
+        gate_from_bytes(bytes(content))
+    content[8:12] = (1).to_bytes(4, "little")
+    with pytest.raises(Refused, match="older memsculpt"):
         gate_from_bytes(bytes(content))
     assert HEAD_BYTES == 56
 
@@ -126,3 +133,14 @@ def test_the_prior_s_weights_are_weights():
     for by_name in prior.PATH_WEIGHTS:
         assert set(by_name) <= set(PATH_NAMES)
         assert np.array(list(by_name.values())).sum(axis=0) == pytest.approx(1.0, abs=0.03)
+
+
+def test_networks_count_as_much_as_they_are_trusted():
+    """The peak is the trusted mean of the networks; one that is not trusted with the path says nothing of it."""
+    moment = describe(cleaned(history(wave(4000))))
+    both = made(1)
+    alone = [replace(both, networks=(one,), peak_trust=np.ones(1), path_trust=np.ones(1)) for one in both.networks]
+    (first, path), (second, _) = (gate.apply(moment) for gate in alone)
+    peak, mixed = replace(both, peak_trust=np.array([0.7, 0.3]), path_trust=np.array([1.0, 0.0])).apply(moment)
+    assert np.allclose(peak, 0.7 * first + 0.3 * second)
+    assert np.allclose(mixed, path)

@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memsculpt.forecast.longterm import LEVELS, STEPS, History, look_ahead
-from memsculpt.forecast.longterm.moment import FEATURES, PATH_NAMES, PEAK_NAMES, cleaned, describe
+from memsculpt.forecast.longterm.moment import (
+    CHANGES,
+    FEATURES,
+    PATH_NAMES,
+    PEAK_NAMES,
+    _ranks,
+    _ranks_among,
+    cleaned,
+    describe,
+    peak_place,
+)
 
 ODD = st.one_of(
     st.floats(0.0, 1e6),
@@ -109,3 +119,23 @@ def test_covariates_choose_neighbours():
     telling = look_ahead(history(values, covariates={"cpu": busy.astype(float)}, interval_s=600.0))
     silent = look_ahead(history(values, covariates={}, interval_s=600.0))
     assert telling.path[1, 0] >= silent.path[1, 0]
+
+
+def test_a_series_that_moved_to_another_level_rises_from_there():
+    """What is added to now is how much it rose before, though it never was at this level."""
+    chance = np.random.default_rng(6)
+    noise = chance.random(3000)
+    values = np.where(np.arange(3000) < 2900, 100.0, 700.0) + 10.0 * noise
+    moment = describe(cleaned(history(values, interval_s=57.0)))
+    for way in CHANGES:
+        rise = moment.peaks[peak_place(f"{way} 0.9")] - values[-12:].max()
+        assert -5.0 <= rise <= 25.0, way
+
+
+def test_equal_values_have_equal_rank():
+    chance = np.random.default_rng(7)
+    values = chance.integers(0, 9, 500).astype(float)
+    ranks = _ranks(values)
+    assert all(len(np.unique(ranks[values == one])) == 1 for one in range(9))
+    assert ranks.mean() == pytest.approx(0.5, abs=0.01)
+    assert np.array_equal(_ranks_among(values, values[-20:]), ranks[-20:])

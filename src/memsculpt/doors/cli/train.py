@@ -15,7 +15,7 @@ from memsculpt.errors import Refused
 
 DEFAULT_INTERVAL_S = 300.0
 TIMEOUT_S = 4 * 3600.0
-MEMORY_BYTES = 16 << 30  # of address space; torch alone maps some GiB
+MEMORY_BYTES = 16 << 30  # of address space; 100,000 moments take some 3 GiB
 
 
 def add_command(subparsers: Subparsers) -> None:
@@ -24,7 +24,7 @@ def add_command(subparsers: Subparsers) -> None:
         subparsers,
         "train",
         "learn from recorded series how the long-term forecaster weighs its candidates",
-        "Train on the first file; of the others a part is learnt from, too. Needs memsculpt[parquet] and torch.\n"
+        "Train on the first file; of the others a part is learnt from, too. Needs memsculpt[parquet].\n"
         "Takes some minutes for a hundred series, in a process of its own at the lowest priority.",
         "memsculpt train vms.parquet --capacity mem_cap_mib --out vms.gate",
     )

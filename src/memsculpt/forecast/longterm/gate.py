@@ -10,7 +10,8 @@ peaks, it does not invent a level.
 Peaks are mixed as logarithms of ratios to the median peak, paths in the workload's unit. Weights of paths are learnt at
 six steps and interpolated between them. Several networks, each trained without a part of the workloads, are averaged;
 what they say of the parts they did not see tells how much too narrow they are (`stretch`), as in cross-conformal
-prediction (Vovk, "Cross-conformal predictors", 2015).
+prediction (Vovk, "Cross-conformal predictors", 2015). Some of the networks are steady: they were trained without
+features, weigh alike at every moment, and keep the others from expecting peaks where only the training series had them.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ PATH_KNOTS = np.array([0, 1, 3, 7, 15, 35])
 LOG_BOUND = 8.0
 NORM_BOUND = 6.0
 MAGIC = b"memsgate"
-VERSION = 1
+VERSION = 2  # 1: without trust; never released
 # What a network consists of: two layers, and four outputs (weights and corrections of peaks and paths).
 PARTS = (
     "in_weight",
@@ -57,6 +58,8 @@ class Gate:
     mean: Float32  # of each feature, shape (n_features,)
     spread: Float32
     networks: tuple[Mapping[str, Float32], ...]
+    peak_trust: Float64  # how much each network counts for the peak, shape (n_networks,), sum 1
+    path_trust: Float64  # and for the path
     stretch: Float64  # factor on what lies above the median, shape (levels,)
 
     def apply(self, moment: Moment) -> tuple[Float64, Float64]:
@@ -70,24 +73,32 @@ class Gate:
         softened = moment.reference + moment.least
         ratios = np.log((np.maximum(moment.peaks, 0.0) + moment.least) / softened)
         peaks, paths = np.zeros(len(LEVELS)), np.zeros((len(LEVELS), STEPS))
-        for network in self.networks:
+        for network, of_peak, of_path in zip(self.networks, self.peak_trust, self.path_trust, strict=True):
             hidden = _gelu(scaled @ network["in_weight"] + network["in_bias"])
             hidden = _gelu(hidden @ network["hidden_weight"] + network["hidden_bias"])
             weights = _softmax((hidden @ network["peak_weight"] + network["peak_bias"]).reshape(len(LEVELS), -1))
             lifted = weights @ ratios + hidden @ network["lift_weight"] + network["lift_bias"]
             bounded = np.clip(np.maximum.accumulate(lifted), -LOG_BOUND, LOG_BOUND)
-            peaks += np.exp(bounded) * softened - moment.least
+            peaks += of_peak * (np.exp(bounded) * softened - moment.least)
+            if of_path == 0.0:
+                continue
             knots = (hidden @ network["path_weight"] + network["path_bias"]).reshape(len(LEVELS), len(PATH_KNOTS), -1)
             shares = np.einsum("lkc,kh->lhc", _softmax(knots), BETWEEN)
             shifts = (hidden @ network["shift_weight"] + network["shift_bias"]).reshape(len(LEVELS), len(PATH_KNOTS))
-            paths += np.einsum("lhc,clh->lh", shares, moment.paths) + shifts @ BETWEEN * moment.scale
-        peaks /= len(self.networks)
-        paths /= len(self.networks)
+            path = np.einsum("lhc,clh->lh", shares, moment.paths) + shifts @ BETWEEN * moment.scale
+            paths += of_path * path
         return peaks[0] + self.stretch * (peaks - peaks[0]), np.maximum.accumulate(paths, axis=0)
 
     def to_bytes(self) -> bytes:
         """Return the gate as kept: magic, version, lengths, checksum; names and shapes as JSON; float32 values."""
-        arrays = [("mean", self.mean), ("spread", self.spread), ("stretch", self.stretch.astype(np.float32))]
+        single = {
+            "mean": self.mean,
+            "spread": self.spread,
+            "stretch": self.stretch,
+            "peak_trust": self.peak_trust,
+            "path_trust": self.path_trust,
+        }
+        arrays = [(name, array.astype(np.float32)) for name, array in single.items()]
         arrays += [(name, network[name]) for network in self.networks for name in PARTS]
         head = json.dumps(
             {
@@ -109,11 +120,12 @@ def gate_from_bytes(content: bytes, place: str = "gate") -> Gate:
     if len(content) < HEAD_BYTES or content[:8] != MAGIC:
         raise CorruptRecord(place=place, offset=0, problem="is no gate of a forecaster")
     version = int.from_bytes(content[8:12], "little")
-    if version > VERSION:
+    if version != VERSION:
+        age, other = ("a newer", "newer") if version > VERSION else ("an older", "older")
         raise Refused(
             place=place,
-            problem=f"was written by a newer memsculpt (version {version}, this one knows {VERSION})",
-            fix="train it again with this memsculpt, or install the newer one",
+            problem=f"was written by {age} memsculpt (version {version}, this one knows {VERSION})",
+            fix=f"train it again with this memsculpt, or install the {other} one",
         )
     head_bytes, body_bytes = int.from_bytes(content[12:16], "little"), int.from_bytes(content[16:24], "little")
     body = content[HEAD_BYTES:]
@@ -140,6 +152,8 @@ def gate_from_bytes(content: bytes, place: str = "gate") -> Gate:
             dict(arrays[first + number * len(PARTS) : first + (number + 1) * len(PARTS)]) for number in range(networks)
         ),
         stretch=single["stretch"].astype(np.float64),
+        peak_trust=single["peak_trust"].astype(np.float64),
+        path_trust=single["path_trust"].astype(np.float64),
     )
 
 

@@ -28,11 +28,13 @@ LEAST_POINTS = 160
 MOST_POINTS = 8064  # 28 days of 5 minutes
 MONTH, WEEK, DAY, QUARTER_DAY, HOUR = 8064, 2016, 288, 72, 12  # in points of 5 minutes; shorter grids: as many points
 COVARIATES_MOST = 5
+BESIDE_MOST = 3  # covariates by which moments are compared
 NEUTRAL_RANK = 0.5
 
 PEAK_LEVELS = np.array([0, 2, 10, 25, 40, 50, 60, 70, 80, 85, 90, 93, 95, 97, 98, 99, 99.5, 99.8, 100]) / 100
 NEAR_LEVELS = np.array([0.5, 0.75, 0.9, 0.97, 0.99, 1.0])
 RECENT_LEVELS = np.array([0.5, 0.9, 0.99, 1.0])
+CHANGE_LEVELS = np.array([0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 1.0])
 RECENT_POINTS = (HOUR, QUARTER_DAY, DAY, 2 * DAY, WEEK)
 SAME_TIME_DAYS = (1, 2, 7, 14)
 SAME_TIME_POINTS = 6
@@ -44,6 +46,8 @@ AGE_POINTS = 4032
 FEATURE_BOUND = 12.0
 
 WAYS = ("near", "close", "beside", "aged")  # of finding moments like now; see _Near
+# What is added to a level of now: how much higher the peak after it was, at which past moments.
+CHANGES = ("hour, near", "hour, week", "hour, day", "now, week")
 PEAK_NAMES = (
     *(f"all {level:g}" for level in PEAK_LEVELS),
     *(f"{way} {level:g}" for way in WAYS for level in NEAR_LEVELS),
@@ -51,6 +55,7 @@ PEAK_NAMES = (
     *("now", "hour", "three hours", "hour's mean"),
     *(f"same time {level:g}" for level in NEAR_LEVELS),
     *(name for days in SAME_TIME_DAYS for name in (f"{days} days ago", f"around {days} days ago")),
+    *(f"{way} {level:g}" for way in CHANGES for level in CHANGE_LEVELS),
 )
 PATH_NAMES = (
     *("near", "near change", "change", "week", "day", "two hours", "now", "three points"),
@@ -84,7 +89,7 @@ class Moment:
     scale: float  # mean absolute change from point to point in the last week
 
 
-FEATURES = 261  # of a moment; `describe` checks it
+FEATURES = 293  # of a moment; `describe` checks it
 
 
 def peak_place(name: str) -> int:
@@ -137,7 +142,9 @@ def describe(history: History) -> Moment:
     now = np.array([values[-1], hour_max[-1], values[-36:].max(), values[-HOUR:].mean()])
     recent = [_at(np.sort(peaks_after[-points:]), RECENT_LEVELS) for points in RECENT_POINTS]
     near_peaks = [_at(np.sort(peaks_after[rows]), NEAR_LEVELS) for rows in near.sets]
-    peaks = np.concatenate([_at(sorted_peaks, PEAK_LEVELS), *near_peaks, *recent, now, same_time])
+    peaks = np.concatenate(
+        [_at(sorted_peaks, PEAK_LEVELS), *near_peaks, *recent, now, same_time, _raised(values, peaks_after, near)]
+    )
     paths = _paths(history, near, day if has_day else 0)
     scale = max(float(np.abs(np.diff(values[-WEEK:])).mean()), 1e-4 * history.capacity)
 
@@ -200,8 +207,9 @@ class _Near:
             apart = np.abs(rows - (count - 1)) % day / day
             plain = plain + np.minimum(apart, 1.0 - apart)
         columns = list(history.covariates.values())[:COVARIATES_MOST]
-        smooth = [_ranks(_running_mean(column, 3)) for column in columns]
-        beside = plain + 0.5 * sum((np.abs(one[rows] - one[-1]) for one in smooth[:3]), np.zeros(len(rows)))
+        smooth = [_running_mean(column, 3) for column in columns]
+        by_load = [_ranks(one) for one in smooth[:BESIDE_MOST]]
+        beside = plain + 0.5 * sum((np.abs(one[rows] - one[-1]) for one in by_load), np.zeros(len(rows)))
         aged = plain + 0.5 * (count - 1 - rows) / count
         many, few = max(20, min(NEIGHBOURS, len(rows) // 4)), max(10, min(CLOSE_NEIGHBOURS, len(rows) // 8))
         chosen = ((plain, many), (plain, few), (beside, many), (aged, many))
@@ -210,15 +218,16 @@ class _Near:
         self.ranks_now = np.array([*above, *ranks[-1], ranks[-1 - HOUR, 0], ranks[-2, 0], ranks[-6, 0]])
         told: list[float] = []
         for column, one in zip(columns, smooth, strict=True):
-            plainly = _ranks(column)
-            yesterday = one[-DAY] if count > DAY else NEUTRAL_RANK
+            of_late = _ranks_among(column, column[-QUARTER_DAY:])
+            yesterday = one[-DAY] if count > DAY else one[-1]
+            now, before, then = _ranks_among(one, np.array([one[-1], one[-1 - HOUR], yesterday]))
             told += [
-                plainly[-1],
-                one[-1],
-                one[-1 - HOUR],
-                yesterday,
-                plainly[-HOUR:].max(),
-                plainly[-QUARTER_DAY:].mean(),
+                of_late[-1],
+                now,
+                before,
+                then if count > DAY else NEUTRAL_RANK,
+                of_late[-HOUR:].max(),
+                of_late.mean(),
             ]
         told += [NEUTRAL_RANK] * (6 * (COVARIATES_MOST - len(columns)))
         self.covariate_features = np.array(told)
@@ -287,6 +296,24 @@ def _same_time(peaks_after: Float64, sorted_peaks: Float64, count: int, day: int
     return np.array(found)
 
 
+def _raised(values: Float64, peaks_after: Float64, near: "_Near") -> Float64:
+    """Return what now would rise to, by CHANGES: a series that has just moved to another level has no other past."""
+    from_hour = peaks_after - near.hour_max[: len(peaks_after)]
+    from_now = peaks_after - values[: len(peaks_after)]
+    hour = near.hour_max[-1]
+    return np.concatenate(
+        [
+            start + _at(np.sort(rises), CHANGE_LEVELS)
+            for start, rises in (
+                (hour, from_hour[near.sets[0]]),
+                (hour, from_hour[-WEEK:]),
+                (hour, from_hour[-DAY:]),
+                (values[-1], from_now[-WEEK:]),
+            )
+        ]
+    )
+
+
 def _changes(values: Float64, scale: float) -> Float64:
     """Return how lively the series is of late: changes by window, and how often nothing changes."""
     steps = np.diff(values)
@@ -320,10 +347,21 @@ def _at(ordered: Float64, levels: Sequence[float] | Float64) -> Float64:
 
 
 def _ranks(values: Float64) -> Float64:
-    """Return each value's rank within the series, 0 to 1; among equals the earlier is lower."""
+    """Return each value's rank within the series, 0 to 1; equals share the middle of theirs."""
+    order = np.argsort(values)
+    ordered = values[order]
+    begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    ends = np.append(begins[1:], len(values))
     ranks = np.empty(len(values))
-    ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
-    return ranks / len(values)
+    ranks[order] = np.repeat((begins + ends - 1) / (2 * len(values)), ends - begins)
+    return ranks
+
+
+def _ranks_among(values: Float64, chosen: Float64) -> Float64:
+    """Return what `_ranks` gives for some members of the series only."""
+    ordered = np.sort(values)
+    found = np.searchsorted(ordered, chosen, side="left") + np.searchsorted(ordered, chosen, side="right")
+    return (found - 1) / (2 * len(values))
 
 
 def _running_mean(values: Float64, points: int) -> Float64:
