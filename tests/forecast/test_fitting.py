@@ -11,6 +11,8 @@ from memsculpt.forecast.longterm.moment import FEATURES, PATH_NAMES, PEAK_NAMES
 from memsculpt.forecast.recorded import RecordedSeries
 from tests.forecast.longterm.test_moment import history, wave
 
+pytestmark = pytest.mark.timeout(120)  # twelve networks are trained
+
 
 def recorded(points, seed):
     values = wave(points, seed=seed)
