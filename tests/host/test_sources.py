@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from memsculpt.errors import Unavailable
+from memsculpt.errors import Unavailable, UsageError
 from memsculpt.host import sources
 from memsculpt.host.linux.damon import DamonSource
 from memsculpt.host.linux.opened import find_instance
@@ -56,11 +56,12 @@ def test_one_that_fails_for_the_process_is_replaced_and_the_reason_is_kept(offer
     assert contents(tmp_path / "sys")["kernel/mm/damon/admin/kdamonds/nr_kdamonds"] == "0\n"
 
 
-@pytest.mark.parametrize("wanted", ["page_idle", "damon", "nonsense"])
-def test_an_explicit_wish_is_granted_or_refused(offered, wanted):
-    with pytest.raises(Unavailable) as told:
+@pytest.mark.parametrize(("wanted", "code"), [("page_idle", 3), ("damon", 3), ("nonsense", 2)])
+def test_an_explicit_wish_is_granted_or_refused(offered, wanted, code):
+    """What this machine lacks is told apart from what no machine has."""
+    with pytest.raises(Unavailable if code == 3 else UsageError) as told:
         sources.open_reader(find_instance(os.getpid()), wanted, offered)
-    assert told.value.exit_code == 3
+    assert told.value.exit_code == code
     assert told.value.fix
 
 

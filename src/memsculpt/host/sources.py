@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from memsculpt.domain.workload import Instance
-from memsculpt.errors import Unavailable
+from memsculpt.errors import Unavailable, UsageError
 from memsculpt.host.protocol import PageReader, PageSource
 
 
@@ -94,8 +94,14 @@ def first_working(tried: Iterable[Tried]) -> tuple[Tried | None, tuple[Passed, .
 def open_source(wanted: str | None = None, below: str | None = None, offered: Sequence[Offer] = SOURCES) -> Choice:
     """Return the best source that works here, the one that is wanted, or the best of those after `below`.
 
-    Raises Unavailable where there is none.
+    Raises UsageError where none has that name, Unavailable where none works.
     """
+    if wanted is not None and wanted not in {offer[0] for offer in offered}:
+        raise UsageError(
+            place=f"source {wanted}",
+            problem=f"there is none of that name; known: {', '.join(offer[0] for offer in offered)}",
+            fix="name one of these, or none for the best",
+        )
     opened: list[PageSource] = []
     found, passed = first_working(_attempts(_allowed(offered, wanted, below), opened))
     if found is not None:
@@ -104,7 +110,7 @@ def open_source(wanted: str | None = None, below: str | None = None, offered: Se
         raise Unavailable(place=f"source {wanted}", problem=passed[0].problem, fix=passed[0].fix)
     raise Unavailable(
         place=f"source {wanted}" if wanted else "sources of touched pages",
-        problem=f"there is none of that name; known: {', '.join(NAMES)}" if wanted else _all_problems(passed),
+        problem=_all_problems(passed),
         fix="see `memsculpt doctor`",
     )
 
