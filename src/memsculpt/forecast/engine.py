@@ -7,6 +7,7 @@ correction keeps the mixture honest. A start-up is kept apart: it is neither sco
 historic peak. An OOM kill or a limit that was hit raises the top quantiles at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,12 +16,15 @@ from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import ForecastSettings
+from memsculpt.domain.workload import WorkloadId
 from memsculpt.forecast import conformal, mixture, season
 from memsculpt.forecast.experts import EXPERTS, Drift, SeasonalNaive
+from memsculpt.forecast.kinship import GROWN_TICKS, Kinship, family_of
 from memsculpt.forecast.learners import LEARNERS
 from memsculpt.forecast.memory import Slots
 from memsculpt.forecast.pending import Pending, Waiting
 from memsculpt.forecast.protocol import N_DRIVERS, Series
+from memsculpt.forecast.traits import Traits, read_traits
 
 GRID_S = 1.0
 DRIFT = next(row for row, expert in enumerate(EXPERTS) if isinstance(expert, Drift))
@@ -51,12 +55,13 @@ class Forecaster:
     season_turn: int = 0
     step_s: float = GRID_S
     waiting: Waiting = field(default_factory=lambda: Waiting([]))
+    kinship: Kinship = field(default_factory=Kinship)
 
 
 def step(state: Forecaster, profiles: Profiles, settings: ForecastSettings) -> tuple[Forecaster, Forecasts]:
     """Learn from this tick and forecast the peak need over each horizon, for all workloads at once."""
     if state.slots is None or state.settings != settings:
-        state = _fresh(settings, profiles.time_s)
+        state = _fresh(state, settings, profiles.time_s)
     slots = state.slots
     assert slots is not None  # noqa: S101  _fresh made it
     need = profiles.needed_bytes.astype(np.float64)
@@ -65,6 +70,10 @@ def step(state: Forecaster, profiles: Profiles, settings: ForecastSettings) -> t
     settled = (slots.was_starting[at] == 1) & ~profiles.is_starting
     if settled.any():
         slots.begin_steady(at[settled], need[settled], conformal.initial_offsets(need[settled], levels))
+    for row in {*slots.fresh_rows, *np.flatnonzero(settled).tolist()}:
+        program = profiles.programs[row] if profiles.programs else ""
+        state.kinship.introduce(slots, profiles.ids[row], program, float(need[row]))
+    state.kinship.follow(slots, profiles.ids, profiles.programs)
     slots.was_starting[at] = profiles.is_starting
     is_new_point = _take_in(state, slots, at, profiles, need)
     state.waiting.score(slots, at, need, levels, profiles.time_s, 0.25 * GRID_S)
@@ -99,7 +108,7 @@ def step(state: Forecaster, profiles: Profiles, settings: ForecastSettings) -> t
     )
 
 
-def _fresh(settings: ForecastSettings, now_s: float) -> Forecaster:
+def _fresh(state: Forecaster, settings: ForecastSettings, now_s: float) -> Forecaster:
     history = max(64, int(settings.history_s / GRID_S))
     horizons = len(settings.horizons_s)
     slots = Slots(
@@ -111,7 +120,20 @@ def _fresh(settings: ForecastSettings, now_s: float) -> Forecaster:
         specialists=SPECIALISTS,
     )
     waiting = Waiting([float("-inf")] * horizons)
-    return Forecaster(slots=slots, settings=settings, grid_at_s=now_s, waiting=waiting)
+    return Forecaster(slots=slots, settings=settings, grid_at_s=now_s, waiting=waiting, kinship=state.kinship)
+
+
+def recall(state: Forecaster, kept: Mapping[WorkloadId, Traits]) -> None:
+    """Let workloads, when they are first seen, begin with what was kept of them, or of their kin, before a restart."""
+    state.kinship.recall(kept)
+
+
+def traits_of(state: Forecaster, workload: WorkloadId, program: str) -> Traits | None:
+    """Return what a workload is like; None while too little is known to stand for it after a restart."""
+    slots = state.slots
+    if slots is None or workload not in slots.of or slots.tick_count[slots.of[workload]] < GROWN_TICKS:
+        return None
+    return read_traits(slots, slots.of[workload], family_of(workload, program))
 
 
 def _take_in(state: Forecaster, slots: Slots, at: Int64, profiles: Profiles, need: Float64) -> bool:

@@ -67,6 +67,7 @@ class Slots:
         self.history, self.experts, self.horizons, self.levels = history, experts, horizons, levels
         self.of: dict[WorkloadId, int] = {}
         self.free: list[int] = []
+        self.fresh_rows: list[int] = []  # of the last call of open_slots
         self.capacity = 0
         self.seen_at_s: Float64 = np.empty(0)
         self.generation: Int64 = np.empty(0, np.int64)
@@ -102,7 +103,7 @@ class Slots:
 
         `prior` holds the first offsets, shape (n, levels).
         """
-        fresh = [row for row, each in enumerate(ids) if each not in self.of]
+        fresh = self.fresh_rows = [row for row, each in enumerate(ids) if each not in self.of]
         if fresh:
             self._drop_gone(now_s)
             while len(self.free) < len(fresh):
