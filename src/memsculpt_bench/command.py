@@ -16,6 +16,7 @@ BENCHES = {
     "isolation": "a cache beside two analytic jobs under one limit: five ways of managing memory",
     "sense": "are touched pages found, and what does looking cost",
     "store": "how many bytes a kept sample takes, what keeping costs, how fast history is read",
+    "forecasting": "what forecasting 1,000 workloads costs, and whether its quantiles come true",
     "planning": "how long it takes to divide memory among 10,000 partitions",
 }
 
@@ -64,6 +65,9 @@ def _run(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
     if args.name == "store":
         store = importlib.import_module("memsculpt_bench.store")
         return store.run(rounds=rounds, quick=args.quick, say=store.say_to_stderr)
+    if args.name == "forecasting":
+        forecasting = importlib.import_module("memsculpt_bench.forecasting")
+        return forecasting.run(rounds=rounds, quick=args.quick, say=forecasting.say_to_stderr)
     if args.name == "sense":
         sense = importlib.import_module("memsculpt_bench.sense")
         return sense.run(rounds=rounds, quick=args.quick, say=sense.say_to_stderr)
