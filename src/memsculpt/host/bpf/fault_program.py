@@ -26,17 +26,25 @@ class FaultProgram:
         """Load, with maps of these sizes; `record` is what is in the ring. Raises Unavailable."""
         _check_namespace()
         self._program = Program(programs / "faults.bpf.o", sizes)
-        self._memory: list[mmap.mmap] = []
+        self._shared: list[mmap.mmap | Ring] = []
         self._events: tuple[int, ...] = ()
         try:
-            self.ring = Ring(self._program.map("faults"), record)
-        except OSError as error:
+            self.ring = self.open_ring("faults", record)
+        except Unavailable:
             self._program.close()
-            raise _no_memory(error) from error
+            raise
 
     def map(self, name: str) -> Map:
         """Return the map of this name. Raises Unavailable."""
         return self._program.map(name)
+
+    def open_ring(self, name: str, record: "np.dtype[Any]") -> Ring:
+        """Return a ring of such records, which is closed with the program. Raises Unavailable."""
+        try:
+            self._shared.append(ring := Ring(self._program.map(name), record))
+        except OSError as error:
+            raise _no_memory(error) from error
+        return ring
 
     def shared(self, name: str, kind: "np.dtype[Any]") -> npt.NDArray[Any]:
         """Return the only value of an array map, to read and to write; let go of it before the close.
@@ -47,7 +55,7 @@ class FaultProgram:
             memory = self._program.map(name).memory()
         except OSError as error:
             raise _no_memory(error) from error
-        self._memory.append(memory)
+        self._shared.append(memory)
         return np.frombuffer(memory, kind, 1)
 
     def attach(self, name: str, event: int) -> None:
@@ -66,9 +74,8 @@ class FaultProgram:
         """Detach, unload, and give the shared memory back; a second call does nothing."""
         self._events = ()
         self._program.close()
-        self.ring.close()
-        while self._memory:
-            self._memory.pop().close()
+        while self._shared:
+            self._shared.pop().close()
 
 
 def _no_memory(error: OSError) -> Unavailable:

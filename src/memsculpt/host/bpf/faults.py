@@ -20,20 +20,34 @@ RECORD = np.dtype(
         ("time_ns", "<u8"),
         ("stack", "<i4"),
         ("thread", "<u4"),
+        ("copy", "<u4"),
+        ("reserved", "<u4"),
         ("words", "<u8", (STACK_WORDS,)),
     ]
 )
-STATE = np.dtype([("pid", "<u4"), ("every", "<u4"), ("seen", "<u8"), ("dropped", "<u8")])
+STATE = np.dtype([("pid", "<u4"), ("every", "<u4"), ("seen", "<u8"), ("dropped", "<u8"), ("copied", "<u8")])
+COPY_WORDS = 512
+COPY = np.dtype(
+    [
+        ("number", "<u4"),
+        ("bytes", "<u4"),
+        ("ip", "<u8"),
+        ("sp", "<u8"),
+        ("bp", "<u8"),
+        ("words", "<u8", (COPY_WORDS,)),
+    ]
+)
 
 # native/bpf/records.h, enum fault_other: in place of a stack's number
 UNMAPPED, BROKEN_OFF, MOVING, MOVED = -1000, -1001, -1002, -1003
 GOING = (("on_call", "sys_enter"), ("on_return", "sys_exit"))
 
 Faults = npt.NDArray[Any]  # of RECORD
+Copies = npt.NDArray[Any]  # of COPY
 
 
 class FaultReader:
-    """Records the faults of one process; holds a program, its maps (48 MiB) and an event a processor until closed."""
+    """Records the faults of one process; holds a program, its maps (64 MiB) and an event a processor until closed."""
 
     def __init__(self, programs: Path = PROGRAMS) -> None:
         """Load. Raises Unavailable."""
@@ -41,6 +55,7 @@ class FaultReader:
         try:
             self._state = self._program.shared("state", STATE)
             self._stacks = self._program.map("stacks")
+            self._copies = self._program.open_ring("copies", COPY)
         except Unavailable:
             self.close()
             raise
@@ -51,7 +66,7 @@ class FaultReader:
         Returns why the latter cannot be told, where it cannot: then a page counts once, however often it comes.
         """
         self._state["pid"], self._state["every"] = pid, every
-        self._state["seen"] = self._state["dropped"] = 0
+        self._state["seen"] = self._state["dropped"] = self._state["copied"] = 0
         self._program.attach("on_fault", perf_event.PAGE_FAULTS)
         try:
             for name, tracepoint in GOING:
@@ -81,6 +96,10 @@ class FaultReader:
     def drain(self) -> Faults:
         """Return the records since the last call, and make room."""
         return self._program.ring.drain()
+
+    def drain_copies(self) -> Copies:
+        """Return the stacks that were copied since the last call: all that drained faults have, and perhaps more."""
+        return self._copies.drain()
 
     def stack(self, number: int) -> tuple[int, ...]:
         """Return the addresses of a stack, innermost first; empty where it is not known."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Some page faults of many processes with their user stacks: `on_sample` of native/bpf/faults.bpf.c, kept on."""
 
+import mmap
 import os
 import struct
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class SampleReader:
 
     def __init__(self, programs: Path = PROGRAMS) -> None:
         """Load. Raises Unavailable."""
-        sizes = {"faults": RING_BYTES, "stacks": 1, "watched": WATCHED_MOST}
+        sizes = {"faults": RING_BYTES, "stacks": 1, "copies": mmap.PAGESIZE, "watched": WATCHED_MOST}
         self._program = FaultProgram(programs, sizes, RECORD)
         self._is_open = True
         try:
