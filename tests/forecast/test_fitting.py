@@ -39,6 +39,7 @@ def examples(moments=1200, series=12, seed=0):
         least=np.full(moments, 2.0),
         scale=np.full(moments, 20.0),
         capacity=np.full(moments, 1000.0),
+        log_stretch=np.zeros(moments),
     )
 
 
