@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from memsculpt.forecast.longterm.history import PEAK_STEPS, cleaned
 from memsculpt.forecast.longterm.moment import describe
 from memsculpt.forecast.longterm.near import ranks_of
-from memsculpt.forecast.longterm.replay import LEVEL, LOG_MOST, REPLAYED, STEP, log_stretch, replay, tracked
+from memsculpt.forecast.longterm.replay import (
+    LEVEL,
+    LOG_MOST,
+    REPLAYED,
+    SCORE_USUAL,
+    STEP,
+    height,
+    log_stretch,
+    replay,
+    tracked,
+)
 from tests.forecast.longterm.test_moment import history, wave
 
 
@@ -61,8 +71,15 @@ def test_a_workload_that_has_become_livelier_is_given_more():
     lively = calm.copy()
     lively[-400:] *= np.repeat(1.0 + chance.random(100) * (chance.random(100) < 0.4), 4)
     settled, changed = (describe(cleaned(history(values))).log_stretch for values in (calm, lively))
-    assert settled == pytest.approx(-STEP * (1.0 - LEVEL) * REPLAYED)
-    assert changed > 0.1
+    assert settled < -STEP * (1.0 - LEVEL) * REPLAYED
+    assert changed > settled + 0.2
+
+
+def test_scores_count_by_their_height_before_any_is_a_miss():
+    assert height(np.full(30, SCORE_USUAL)) == pytest.approx(0.0)
+    assert height(np.full(30, 0.9)) > 0.5
+    assert height(np.full(30, -0.5)) < -0.5
+    assert height(np.array([1e9])) < 2.0
 
 
 @pytest.mark.parametrize("points", [1, 100, 160, 200, 400])

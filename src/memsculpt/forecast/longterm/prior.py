@@ -29,7 +29,7 @@ PEAK_WEIGHTS: tuple[Mapping[str, float], ...] = (
     },
 )
 PEAK_LIFT = (0.01, 0.012, 0.03)  # of the logarithm
-LAW = Law(pooled=0.3, evened=0.1, log_factor=0.36, replayed=1.0)
+LAW = Law(pooled=0.3, evened=0.1, log_factor=0.3, replayed=1.0)
 # By knot (gate.PATH_KNOTS): the weights of the candidates for the path.
 PATH_WEIGHTS: tuple[Mapping[str, tuple[float, ...]], ...] = (
     {

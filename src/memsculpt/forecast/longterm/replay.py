@@ -7,8 +7,12 @@ is tracked: up by `STEP * 0.99` where the peak was above the 0.99 quantile so st
 not (quantile tracking: Gibbs and Candes, "Adaptive Conformal Inference Under Distribution Shift", 2021; Angelopoulos,
 Candes and Tibshirani, "Conformal PID Control for Time Series Prediction", 2023). The full forecast is stretched alike.
 
+To it is added how large the scores were altogether (a peak's height above the median in spreads, as a mean with
+COUNT_USUAL usual ones): a workload that never comes near its quantile is told from one that always nearly does, long
+before there are misses to count.
+
 Guarantee: of n replayed forecasts, so stretched, the share that was exceeded differs from 0.01 by exactly
-`|log_stretch| / (STEP * n)`, whatever the series does, as long as no bound is met. It is one of the past and of the
+`|tracked| / (STEP * n)`, whatever the series does, as long as no bound is met. It is one of the past and of the
 cheap forecasts: that the full forecast errs when they do is measured (docs/methods/long-term.md), not proven. All of it
 follows from the history alone; nothing is kept between calls.
 
@@ -22,12 +26,14 @@ from memsculpt.domain.arrays import Float64
 from memsculpt.forecast.longterm.history import PEAK_STEPS
 from memsculpt.forecast.longterm.near import first_row, neighbours_count
 
-REPLAYED = 64  # moments; at 5 minutes the last 2.7 days
+REPLAYED = 40  # moments; at 5 minutes the last 40 hours
 THINNED = 4  # of the moments to compare with one in so many is taken: a quarter of the cost, the same quantiles
 KNOWN_LEAST = 20  # moments to compare with, after thinning
 LEVEL = 0.99
 STEP = 0.1
 LOG_MOST = 1.5
+SCORE_MOST, SCORE_USUAL, COUNT_USUAL = 3.0, 0.15, 10
+SCORES_SHARE = 0.1  # how much of the logarithm of the mean score, in usual ones, is followed
 # The cheap form of the 0.99 quantile: of the nearest moments' 0.99 quantile and maximum, in logarithms.
 MAXIMUM_SHARE = 0.4
 LIFT, MEDIAN_LIFT, LEAST_SPREAD = 0.03, 0.01, 0.003
@@ -69,15 +75,21 @@ def replay(ranks: Float64, peaks_after: Float64, day: int) -> Float64:
 
 
 def log_stretch(replayed: Float64, softened: float, least: float) -> float:
-    """Return the logarithm of the factor on the spread, within +-LOG_MOST; 0 where nothing was replayed.
+    """Return the logarithm of the factor on the spread; 0 where nothing was replayed.
 
     Forecasts are compared as logarithms of ratios to `softened`, the median peak, which `least` is added to.
     """
     logs = np.log((np.maximum(replayed, 0.0) + least) / softened)
     median = logs[:, 0] + MEDIAN_LIFT
     top = (1.0 - MAXIMUM_SHARE) * logs[:, 1] + MAXIMUM_SHARE * logs[:, 2] + LIFT
-    scores: list[float] = ((logs[:, 3] - median) / np.maximum(top - median, LEAST_SPREAD)).tolist()
-    return tracked(scores)
+    scores = (logs[:, 3] - median) / np.maximum(top - median, LEAST_SPREAD)
+    return tracked(scores.tolist()) + SCORES_SHARE * height(scores)
+
+
+def height(scores: Float64) -> float:
+    """Return the logarithm of the mean score in usual ones; none of a score counts below 0 or above SCORE_MOST."""
+    total = float(np.clip(scores, 0.0, SCORE_MOST).sum()) + COUNT_USUAL * SCORE_USUAL
+    return float(np.log(total / (len(scores) + COUNT_USUAL) / SCORE_USUAL))
 
 
 def tracked(scores: list[float]) -> float:
