@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far to trust a forecast of this very workload: cheap forecasts of its past against what came. Pure.
 
-For each of the last REPLAYED past moments, PEAK_STEPS apart, the quantiles of the peaks that followed the nearest
-moments known then are set beside the peak that came. Over them the logarithm of a factor on the spread above the median
-is tracked: up by `STEP * 0.99` where the peak was above the 0.99 quantile so stretched, down by `STEP * 0.01` where
-not (quantile tracking: Gibbs and Candes, "Adaptive Conformal Inference Under Distribution Shift", 2021; Angelopoulos,
-Candes and Tibshirani, "Conformal PID Control for Time Series Prediction", 2023). The full forecast is stretched alike.
+For each of the last REPLAYED past moments, PEAK_STEPS apart and in the history's last quarter, the quantiles of the
+peaks that followed the nearest moments known then are set beside the peak that came. Over them the logarithm of a
+factor on the spread above the median is tracked: up by `STEP * 0.99` where the peak was above the 0.99 quantile so
+stretched, down by `STEP * 0.01` where not (quantile tracking: Gibbs and Candes, "Adaptive Conformal Inference Under
+Distribution Shift", 2021; Angelopoulos, Candes and Tibshirani, "Conformal PID Control for Time Series Prediction",
+2023). The full forecast is stretched alike.
 
 To it is added how large the scores were altogether (a peak's height above the median in spreads, as a mean with
 COUNT_USUAL usual ones): a workload that never comes near its quantile is told from one that always nearly does, long
@@ -27,6 +28,7 @@ from memsculpt.forecast.longterm.history import PEAK_STEPS
 from memsculpt.forecast.longterm.near import first_row, neighbours_count
 
 REPLAYED = 40  # moments; at 5 minutes the last 40 hours
+LATE = 4  # replayed is the last of so many parts of the history at most: a forecast from half of it is another one
 THINNED = 4  # of the moments to compare with one in so many is taken: a quarter of the cost, the same quantiles
 KNOWN_LEAST = 20  # moments to compare with, after thinning
 LEVEL = 0.99
@@ -46,9 +48,8 @@ def replay(ranks: Float64, peaks_after: Float64, day: int) -> Float64:
     is a day's points, 0 where time of day is unknown. Shape (up to REPLAYED, 4); none where too little is known. 2 ms.
     """
     count, first = len(ranks), first_row(len(ranks))
-    moments = np.arange(count - 1 - PEAK_STEPS, first + PEAK_STEPS + KNOWN_LEAST * THINNED, -PEAK_STEPS)[:REPLAYED][
-        ::-1
-    ]
+    oldest = max(first + PEAK_STEPS + KNOWN_LEAST * THINNED, count - 1 - count // LATE)
+    moments = np.arange(count - 1 - PEAK_STEPS, oldest, -PEAK_STEPS)[:REPLAYED][::-1]
     if not len(moments):
         return np.zeros((0, 4))
     rows = np.arange(first, count - PEAK_STEPS, THINNED)
