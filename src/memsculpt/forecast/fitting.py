@@ -31,7 +31,7 @@ from memsculpt.forecast.longterm.history import (
     cleaned,
 )
 from memsculpt.forecast.longterm.moment import FEATURES, PATH_NAMES, PEAK_NAMES, describe
-from memsculpt.forecast.longterm.spread import PLAIN, Law, respread
+from memsculpt.forecast.longterm.spread import Law, respread
 from memsculpt.forecast.measures import origins
 from memsculpt.forecast.recorded import DISTINCT_LEAST, RecordedSeries, read_table, usable
 
@@ -228,10 +228,9 @@ def train(
 def _spreads(unseen: Float64, examples: Examples, own_count: int | None) -> tuple[Float64, Law]:
     """Return factors on what lies above the median, by level, and the law of the top's spread.
 
-    Both are such that each level holds as often as it should.
-
-    Of the logarithm of what single parts need the average of all networks needs half: it was found to be so on series
-    that none of them had seen, and lies between no correction and that of the parts.
+    Both are such that each level holds as often as it should. Of the logarithm of what the 0.9 quantile of single parts
+    needs the average of all networks needs half: it was found to be so on series that none of them had seen, and lies
+    between no correction and that of the parts. What the top needs under its law is taken in full.
     """
     peaks = examples.truth[:own_count, :PEAK_STEPS].max(axis=1)
     capacity, log_stretch = examples.capacity[:own_count], examples.log_stretch[:own_count]
@@ -244,9 +243,7 @@ def _spreads(unseen: Float64, examples: Examples, own_count: int | None) -> tupl
     ninth = np.exp(0.5 * needed(unseen, 1))
     stretch = np.array([1.0, ninth, 1.0])
     stretched = unseen[:, :1] + stretch * (unseen - unseen[:, :1])
-    of_top = needed(respread(stretched, capacity, log_stretch, LAW), -1) - 0.5 * needed(
-        respread(stretched, capacity, log_stretch, PLAIN), -1
-    )
+    of_top = needed(respread(stretched, capacity, log_stretch, LAW), -1)
     return stretch, replace(LAW, log_factor=of_top)
 
 
