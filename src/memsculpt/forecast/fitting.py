@@ -38,7 +38,8 @@ from memsculpt.forecast.recorded import DISTINCT_LEAST, RecordedSeries, read_tab
 PARTS, SEEDS = 4, 2
 STEADY = descent.Recipe(is_steady=True, hidden=4, rate=5e-3)
 STEADY_RATIO = 0.35  # how much the steady networks count for the peak
-LAW = Law(pooled=0.3, evened=0.1, log_factor=0.0, replayed=1.0)
+# The replay counts by half: a gate sees the last hours and days itself, the prior does not.
+LAW = Law(pooled=0.3, evened=0.1, log_factor=0.0, replayed=0.5)
 PART_POINTS = 4096  # moments that are forecast at once: bounds the memory
 KNOWN_LEAST = 1000  # points of a series; shorter ones teach little
 SERIES_LEAST, MOMENTS_LEAST = 8, 1000
