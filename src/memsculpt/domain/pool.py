@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pools and their blocks: the memory of one process that may be sculpted, and what is known of each granule of it.
 
-A pool of 24 GiB is 393,216 blocks of 64 KiB: what is kept of a block is small numbers in columns (30 bytes, 12 MiB for
+A pool of 24 GiB is 393,216 blocks of 64 KiB: what is kept of a block is small numbers in columns (31 bytes, 12 MiB for
 that pool), and its address follows from its place.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from memsculpt.domain.arrays import Int64, freeze_columns
+from memsculpt.domain.arrays import Float64, Int64, freeze_columns
 from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES
 from memsculpt.domain.workload import Instance, WorkloadId
 
@@ -22,6 +22,12 @@ BLOCK_MOST_BYTES = REGION_BYTES
 PARTS = 16
 AGE_PLANES = 4
 AGE_MOST = (1 << AGE_PLANES) - 1
+# Classes of ages: from each of these on, up to the next.
+AGE_CLASSES = (0, 1, 2, 4, 8, 12)
+INCOMPRESSIBLE = 1  # a flag of a block
+
+NO_RANGES: Int64 = np.empty((0, 2), np.int64)
+NO_RANGES.flags.writeable = False
 
 UInt8: TypeAlias = npt.NDArray[np.uint8]
 UInt16: TypeAlias = npt.NDArray[np.uint16]
@@ -91,13 +97,20 @@ class Blocks:
     return_s: Float32  # after how long it was last touched again: it is not cold before that has passed
     present: UInt16  # pages in memory
     swapped: UInt16
+    flags: UInt8
     ages: UInt16  # shape (AGE_PLANES, n_blocks)
     touched: UInt16  # which pages (or sixteenths) the last interval touched
+    # By class of age, decayed, shape (n_classes,): page-seconds for which pages of that age were watched, and how many
+    # of them were touched.
+    watched_page_s: Float64
+    returned_pages: Float64
+    interval_s: float = float("nan")  # mean time between two looks at the same block; NaN before the second
 
     def __post_init__(self) -> None:
         count = self.pool.count
-        names = ("zone", "tier", "heat", "touched_at_s", "looked_at_s", "return_s", "present", "swapped", "touched")
-        freeze_columns(self, names, (count,))
+        names = ("zone", "tier", "heat", "touched_at_s", "looked_at_s", "return_s", "present", "swapped")
+        freeze_columns(self, (*names, "flags", "touched"), (count,))
+        freeze_columns(self, ("watched_page_s", "returned_pages"), (len(AGE_CLASSES),))
         freeze_columns(self, ("ages",), (AGE_PLANES, count))
 
     def addresses(self) -> Int64:
@@ -106,6 +119,13 @@ class Blocks:
         return np.concatenate(
             [np.empty(0, np.int64), *(np.arange(start, end, size, dtype=np.int64) for start, end in self.pool.ranges)]
         )
+
+    def rows_between(self, start: int, end: int) -> slice:
+        """Return the rows of the blocks that begin in [start, end)."""
+        size = self.pool.block_bytes
+        edges = (-(-start // size) * size, -(-end // size) * size)
+        first, last = (sum(max(0, min(at, high) - low) for low, high in self.pool.ranges) // size for at in edges)
+        return slice(first, last)
 
     def rows_of(self, addresses: Int64) -> Int64:
         """Return the row of the block that each ascending address lies in, -1 where none does."""
@@ -120,6 +140,12 @@ class Blocks:
             rows[low[number] : high[number]] = (inside - starts[number]) // self.pool.block_bytes + before
             before += int(ends[number] - starts[number]) // self.pool.block_bytes
         return rows
+
+    def classes(self, rows: slice = slice(None)) -> list[UInt16]:
+        """Return which pages are of each class of ages (AGE_CLASSES), as bits; what was never there looks old."""
+        a, b, c, d = self.ages[:, rows]
+        young = ~(d | c)
+        return [young & ~(b | a), young & ~b & a, young & b, ~d & c, d & ~c, d & c]
 
     def zone_bytes(self, zone: Zone) -> int:
         """Return how much the blocks of a zone hold, in memory and swapped."""
@@ -149,6 +175,25 @@ class Prefetch:
 
 
 SculptRequest: TypeAlias = HotZone | ColdZone | Prefetch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SculptOrder:
+    """What is to be done with a pool, as ranges (start, end), ascending, shape (n, 2)."""
+
+    collapse: Int64 = field(default_factory=lambda: NO_RANGES)  # regions of 2 MiB
+    split: Int64 = field(default_factory=lambda: NO_RANGES)
+    leave: Int64 = field(default_factory=lambda: NO_RANGES)
+    come: Int64 = field(default_factory=lambda: NO_RANGES)
+    size_bytes: int = 0  # to be gathered, to leave or to come, about
+    holes_most_bytes: int = 0  # of a region, that its collapse may fill
+    fills_bytes: int = 0  # that the collapses will fill
+    sparse_bytes: int = 0  # hot, but too sparse to be gathered
+    dear_bytes: int = 0  # hot, but the gain would not exceed the cost
+    gain_s_per_s: float = 0.0  # processor time that is expected to be saved
+    loss_ratio: float = 0.0  # of wall time that returning pages are expected to cost
+    idle_least_s: float = float("nan")  # of what leaves
+    reason: str = ""  # why there is no more
 
 
 class Verdict(StrEnum):
