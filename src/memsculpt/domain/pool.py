@@ -12,9 +12,10 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from memsculpt.domain.arrays import Float64, Int64, freeze_columns
+from memsculpt.domain.arrays import Bool, Float64, Int64, freeze_columns
 from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES
 from memsculpt.domain.workload import Instance, WorkloadId
+from memsculpt.errors import UsageError
 
 BLOCK_BYTES = 64 << 10
 BLOCK_MOST_BYTES = REGION_BYTES
@@ -25,6 +26,9 @@ AGE_MOST = (1 << AGE_PLANES) - 1
 # Classes of ages: from each of these on, up to the next.
 AGE_CLASSES = (0, 1, 2, 4, 8, 12)
 INCOMPRESSIBLE = 1  # a flag of a block
+
+WINDOW_MOST_S = 3600.0
+HOW_TO_ASK = "ask for hot or cold with a size above 0, or for prefetch with a window of up to an hour"
 
 NO_RANGES: Int64 = np.empty((0, 2), np.int64)
 NO_RANGES.flags.writeable = False
@@ -127,6 +131,17 @@ class Blocks:
         first, last = (sum(max(0, min(at, high) - low) for low, high in self.pool.ranges) // size for at in edges)
         return slice(first, last)
 
+    def rows_within(self, ranges: Int64) -> Bool:
+        """Return which blocks lie wholly in any of the ascending, disjoint ranges (start, end), shape (n_blocks,)."""
+        addresses = self.addresses()
+        first = np.searchsorted(addresses, ranges[:, 0])
+        behind = np.searchsorted(addresses, ranges[:, 1] - self.pool.block_bytes, side="right")
+        steps = np.zeros(self.pool.count + 1, np.int32)
+        inside = behind > first
+        np.add.at(steps, first[inside], 1)
+        np.add.at(steps, behind[inside], -1)
+        return np.cumsum(steps[:-1]) > 0
+
     def rows_of(self, addresses: Int64) -> Int64:
         """Return the row of the block that each ascending address lies in, -1 where none does."""
         starts = np.array([start for start, _ in self.pool.ranges], np.int64)
@@ -177,6 +192,25 @@ class Prefetch:
 SculptRequest: TypeAlias = HotZone | ColdZone | Prefetch
 
 
+def _is_number(value: object, *kinds: type) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def check_request(request: object) -> None:
+    """Raise UsageError where a request has no meaning."""
+    problem = ""
+    if isinstance(request, HotZone | ColdZone):
+        if not _is_number(request.size_bytes, int) or request.size_bytes <= 0:
+            problem = f"{request.size_bytes!r} is no size in bytes above 0"
+    elif isinstance(request, Prefetch):
+        if not _is_number(request.window_s, int, float) or not 0.0 < request.window_s <= WINDOW_MOST_S:
+            problem = f"{request.window_s!r} is no window in seconds above 0 and up to {WINDOW_MOST_S:.0f}"
+    else:
+        problem = f"{type(request).__name__} is no zone: there are HotZone, ColdZone and Prefetch"
+    if problem:
+        raise UsageError(place="sculpt", problem=problem, fix=HOW_TO_ASK)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SculptOrder:
     """What is to be done with a pool, as ranges (start, end), ascending, shape (n, 2)."""
@@ -194,6 +228,34 @@ class SculptOrder:
     loss_ratio: float = 0.0  # of wall time that returning pages are expected to cost
     idle_least_s: float = float("nan")  # of what leaves
     reason: str = ""  # why there is no more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SculptDone:
+    """What an order came to on the host."""
+
+    at_s: float
+    order: SculptOrder
+    collapsed_bytes: int = 0
+    split_bytes: int = 0
+    left_bytes: int = 0
+    came_bytes: int = 0
+    grown_bytes: int = 0  # filled for nothing by collapses
+    incompressible: Int64 = field(default_factory=lambda: NO_RANGES)  # was to leave, and stayed
+    resident_before_bytes: int = 0
+    resident_after_bytes: int = 0
+    huge_before_bytes: int = 0
+    huge_after_bytes: int = 0
+    longest_run_before_bytes: int = 0
+    longest_run_after_bytes: int = 0
+    duration_s: float = 0.0
+    cpu_s: float = 0.0
+    problems: tuple[tuple[str, int], ...] = ()  # bytes left as they are, by cause
+
+    @property
+    def moved_bytes(self) -> int:
+        """Return everything that was moved."""
+        return self.collapsed_bytes + self.split_bytes + self.left_bytes + self.came_bytes
 
 
 class Verdict(StrEnum):

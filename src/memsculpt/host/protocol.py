@@ -14,6 +14,7 @@ from memsculpt.domain.growth import FaultRate, FaultSamples, Module
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.pages import Cleared, Extents, Grain, Touches
 from memsculpt.domain.plan import LimitKind
+from memsculpt.domain.pool import Tier
 from memsculpt.domain.settings import PartitionSettings
 from memsculpt.domain.workload import CgroupPath, Instance
 
@@ -149,6 +150,10 @@ class Sculptor(Protocol):
 
     def frames(self, process: Instance, ranges: Ranges) -> Frames:
         """Return what lies behind the ranges; changes nothing."""
+        ...
+
+    def swap_tier(self) -> Tier:
+        """Return where pages go that leave now: COMPRESSED where every swap device is memory, else DISK."""
         ...
 
     def packed_ratio(self, process: Instance, addresses: Int64) -> Float64:

@@ -19,11 +19,16 @@ from memsculpt.domain.pool import (
     NO_RANGES,
     PARTS,
     Blocks,
+    ColdZone,
+    HotZone,
+    Prefetch,
     SculptOrder,
+    SculptRequest,
     Tier,
     UInt16,
     Zone,
 )
+from memsculpt.domain.units import format_bytes
 
 OLDEST_S = np.uint16((1 << 16) - 1)
 
@@ -144,6 +149,20 @@ def choose_due(blocks: Blocks, window_s: float, now_s: float) -> SculptOrder:
     return SculptOrder(
         come=come, size_bytes=size_bytes, reason="" if size_bytes else "nothing is due to return by its last interval"
     )
+
+
+def explain_sculpt(request: SculptRequest, order: SculptOrder) -> str:
+    """Return in a sentence what an order is, and why it is no more."""
+    size, said = format_bytes(order.size_bytes), ""
+    if isinstance(request, HotZone) and (order.size_bytes or len(order.split)):
+        said = f"{size} gathered for an expected {order.gain_s_per_s:.2%} of a processor"
+        cooled_bytes = int((order.split[:, 1] - order.split[:, 0]).sum())
+        said += f", {format_bytes(cooled_bytes)} that has cooled split" if cooled_bytes else ""
+    elif isinstance(request, ColdZone) and order.size_bytes:
+        said = f"{size} idle for {order.idle_least_s:.0f} s and more, at an expected loss of {order.loss_ratio:.3%}"
+    elif isinstance(request, Prefetch) and order.size_bytes:
+        said = f"{size} due within {request.window_s:g} s"
+    return "; ".join(filter(None, (said, order.reason)))
 
 
 def ranges_of_rows(blocks: Blocks, rows: Bool) -> Int64:

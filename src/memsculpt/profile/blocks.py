@@ -132,14 +132,14 @@ def update(
     return replace(blocks, **columns, watched_page_s=watched, returned_pages=returned, interval_s=mean_s)
 
 
-def with_zone(blocks: Blocks, rows: Int64 | Bool, zone: Zone) -> Blocks:
+def with_zone(blocks: Blocks, rows: Int64 | Bool | slice, zone: Zone) -> Blocks:
     """Return the blocks with some of them in a zone."""
     changed = blocks.zone.copy()
     changed[rows] = zone
     return replace(blocks, zone=changed)
 
 
-def with_flag(blocks: Blocks, rows: Int64 | Bool, flag: int) -> Blocks:
+def with_flag(blocks: Blocks, rows: Int64 | Bool | slice, flag: int) -> Blocks:
     """Return the blocks with a flag set on some of them."""
     changed = blocks.flags.copy()
     changed[rows] |= flag

@@ -27,9 +27,11 @@ import numpy as np
 from memsculpt.domain import pages
 from memsculpt.domain.arrays import Float64, Int64
 from memsculpt.domain.pages import REGION_BYTES
+from memsculpt.domain.pool import Tier
 from memsculpt.domain.workload import Instance
 from memsculpt.errors import Transient
 from memsculpt.host.linux import madvise, meminfo, pagemap, procfs, runs, transfer
+from memsculpt.host.linux.errnos import translate
 from memsculpt.host.linux.opened import OpenedProcess
 from memsculpt.host.linux.pagemap import MOVABLE, PAGE, PRESENT, SWAPPED
 from memsculpt.host.linux.pager import send_and_settle
@@ -125,6 +127,13 @@ class LinuxSculptor:
             )
             opened.check_alive()
             return found
+
+    def swap_tier(self) -> Tier:
+        """Return where pages go; see the protocol."""
+        try:
+            return Tier.COMPRESSED if transfer.is_prompt(PROC) else Tier.DISK
+        except OSError as error:
+            raise translate(error, f"{PROC}/swaps") from error
 
     def packed_ratio(self, process: Instance, addresses: Int64) -> Float64:
         """Return how well pages compress; see the protocol. By zlib at its fastest, which packs a little tighter."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.domain.pages import REGION_BYTES
+from memsculpt.domain.pool import Tier
 from memsculpt.domain.workload import Instance
 from memsculpt.errors import Transient
 from memsculpt.host.protocol import Frames, Ranges, Sculpted
@@ -114,6 +115,10 @@ class SimulatedSculptor:
             huge_bytes=huge,
             longest_run_bytes=np.where(huge > 0, REGION_BYTES, np.where(resident > 0, PAGE_BYTES, 0)).astype(np.int64),
         )
+
+    def swap_tier(self) -> Tier:
+        """Return where chunks go: as the costs have it, to compressed memory."""
+        return Tier.COMPRESSED
 
     def packed_ratio(self, process: Instance, addresses: Int64) -> Float64:
         """Return how well pages compress: all alike. See the protocol."""
