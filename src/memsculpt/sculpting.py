@@ -22,6 +22,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from memsculpt import act, learn, plan, profile
@@ -64,6 +65,13 @@ class _Open:
 
 
 @dataclass(slots=True)
+class _Asked:
+    pool: str
+    request: SculptRequest
+    answer: "Future[SculptStats]"
+
+
+@dataclass(slots=True)
 class _Known:
     """What is known of one pool. `stats` holds sums over its life, and the last sculpt's figures."""
 
@@ -86,6 +94,7 @@ class Sculpting:
         self._host, self._settings, self._rules = host, settings, rules or plan.SculptRules()
         self._known: dict[Instance, _Known] = {}
         self._readers: dict[Instance, PageReader] = {}
+        self._asked: deque[_Asked] = deque()
 
     # --- what is known ------------------------------------------------------------------------------------------------
 
@@ -145,6 +154,31 @@ class Sculpting:
         """Return what is known of a pool. Raises UsageError where there is none of that id."""
         return self._told(self._find(pool))
 
+    def ask(self, pool: str, request: SculptRequest) -> "Future[SculptStats]":
+        """Put a request into the next `answer`; safe from any thread. Raises UsageError where it has no meaning."""
+        try:
+            check_request(request)
+        except UsageError as error:
+            log.warning("not sculpted: %s", error)
+            raise
+        asked = _Asked(pool, request, Future())
+        self._asked.append(asked)
+        return asked.answer
+
+    def answer(self, observation: Observation, *, may_act: bool) -> None:
+        """Do what was asked since the last time, one after another."""
+        while self._asked:
+            asked = self._asked.popleft()
+            if not asked.answer.set_running_or_notify_cancel():
+                continue
+            try:
+                asked.answer.set_result(self.sculpt(asked.pool, asked.request, observation, may_act=may_act))
+            except MemsculptError as problem:  # who asked is told; it is no failure of the tick
+                asked.answer.set_exception(problem)
+            except Exception as problem:
+                asked.answer.set_exception(problem)
+                raise
+
     # --- what is done -------------------------------------------------------------------------------------------------
 
     def sculpt(self, pool: str, request: SculptRequest, observation: Observation, *, may_act: bool) -> SculptStats:
@@ -197,6 +231,12 @@ class Sculpting:
                 act.sculpt(self._host, known.blocks.pool, SculptOrder(split=ours))
             except MemsculptError as error:  # on the way out: said, and the others have their turn
                 log.warning("huge pages stay: %s", error)
+        while self._asked:
+            asked = self._asked.popleft()
+            if asked.answer.set_running_or_notify_cancel():
+                asked.answer.set_exception(
+                    Refused(place=f"pool {asked.pool}", problem="the agent is ending", fix="ask again when it runs")
+                )
         while self._readers:
             self._readers.popitem()[1].close()
 
@@ -381,8 +421,8 @@ class Sculpting:
     def _told(self, known: _Known) -> SculptStats:
         zones = (0, 0, 0, 0)
         if known.blocks is not None:
-            hot, warm, cold, back = (known.blocks.zone_bytes(zone) for zone in Zone)
-            zones = (hot, warm, cold, back)
+            first, second, third, fourth = (known.blocks.zone_bytes(zone) for zone in Zone)
+            zones = (first, second, third, fourth)
         return replace(known.stats, pool=known.id, zone_bytes=zones)
 
 
