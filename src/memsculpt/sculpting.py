@@ -381,7 +381,8 @@ class Sculpting:
         blocks, now = known.blocks, known.readings[-1]
         if blocks is None:
             return True
-        found = learn.judge_sculpt(one.done, blocks, one.before, one.since, now)
+        left_bytes = sum(other.done.left_bytes for other in known.open)
+        found = learn.judge_sculpt(one.done, blocks, one.before, one.since, now, left_bytes)
         if found.verdict is Verdict.UNDER_WAY:
             return False
         stats = replace(

@@ -16,6 +16,8 @@ BENCHES = {
     "isolation": "a cache beside two analytic jobs under one limit: five ways of managing memory",
     "sense": "are touched pages found, and what does looking cost",
     "store": "how many bytes a kept sample takes, what keeping costs, how fast history is read",
+    "hotzone": "what is hot is gathered in huge pages, what is sparse is not: throughput and memory",
+    "cold": "how much of a program's memory can be taken before it notices",
     "planning": "how long it takes to divide memory among 10,000 partitions",
 }
 
@@ -64,6 +66,9 @@ def _run(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
     if args.name == "store":
         store = importlib.import_module("memsculpt_bench.store")
         return store.run(rounds=rounds, quick=args.quick, say=store.say_to_stderr)
+    if args.name in {"hotzone", "cold"}:
+        zones = importlib.import_module(f"memsculpt_bench.{args.name}")
+        return zones.run(rounds=rounds, quick=args.quick, say=zones.say_to_stderr)
     if args.name == "sense":
         sense = importlib.import_module("memsculpt_bench.sense")
         return sense.run(rounds=rounds, quick=args.quick, say=sense.say_to_stderr)

@@ -119,6 +119,15 @@ def main() -> None:
                 print(scribe.check(), flush=True)
             case ["flap"]:
                 print(scribe.start_flapping(), flush=True)
+            case ["apart", count]:
+                # One page in each of so many regions: they can be gathered, and are far from one another.
+                scribe.apart = anonymous((int(count) + 1) * 2 * MIB)
+                scribe.apart.madvise(mmap.MADV_NOHUGEPAGE)
+                start = -(-start_of(scribe.apart) // (2 * MIB)) * 2 * MIB
+                for row in range(int(count)):
+                    scribe.apart[start - start_of(scribe.apart) + row * 2 * MIB] = 1
+                scribe.apart.madvise(mmap.MADV_HUGEPAGE)
+                print(start, flush=True)
             case ["flaps"]:
                 print(scribe.flaps, flush=True)
             case ["fork"]:

@@ -148,3 +148,15 @@ def test_a_full_swap_takes_what_it_can(host, begin):
     with pytest.raises(Transient, match="swap is full"):
         go_on()
     assert scribe.is_right()
+
+
+def test_many_huge_pages_apart_are_all_counted(host, begin):
+    """Every other region is gathered: more runs than the kernel tells of in one go."""
+    scribe = begin(16 * MIB)
+    address = int(scribe.ask("apart 1200"))
+    regions = [(address + 2 * MIB * row, address + 2 * MIB * (row + 1)) for row in range(0, 1200, 2)]
+    told = host.collapse(scribe.instance, regions, 2 * MIB)
+    assert told.moved_bytes == 1200 * MIB
+    frames = host.frames(scribe.instance, [(address, address + 2400 * MIB)])
+    assert frames.huge_bytes.tolist() == [1200 * MIB]
+    assert host.split(scribe.instance, [(address, address + 2400 * MIB)]).moved_bytes == 1200 * MIB

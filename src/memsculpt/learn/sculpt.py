@@ -20,7 +20,7 @@ WINDOW_MOST_S = 600.0
 FAULT_S = 25e-6
 LOSS_MOST_RATIO = 0.01  # of wall time: twice what the planner allows itself
 STALL_MOST_RATIO = 0.01
-RETURNED_MOST_RATIO = 0.25  # of what left, within the window
+RETURNED_MOST_RATIO = 0.75  # of what left, within the window; below it the cost alone counts
 USED_LEAST_RATIO = 0.5  # of what was gathered or brought back
 REFUSED_S = 300.0
 REFUSED_MOST_S = 4 * 3600.0
@@ -83,9 +83,11 @@ def judge(
     before: tuple[float, float, float],
     since: Reading,
     now: Reading,
+    left_bytes: int = 0,
 ) -> Judgement:
     """Judge a sculpt by what came since; `before` are rates in the time before it, `since` the reading right after it.
 
+    `left_bytes` is what left by all page-outs that are judged: pages that return may be of any of them.
     Before the window has passed it is judged only when it already costs more than it may.
     """
     faults_per_s, stall_ratio, _ = rates(since, now)
@@ -93,7 +95,9 @@ def judge(
     is_over = passed_s >= window_of(done)
     if passed_s <= 0.0:
         return Judgement(verdict=Verdict.UNDER_WAY, reason="its window has just begun")
-    verdict, reason, precision, recall = _verdict(done, blocks, before, faults_per_s, stall_ratio, passed_s, is_over)
+    verdict, reason, precision, recall = _verdict(
+        done, blocks, before, faults_per_s, stall_ratio, passed_s, is_over, max(left_bytes, done.left_bytes)
+    )
     return Judgement(
         verdict=verdict,
         reason=reason,
@@ -122,13 +126,14 @@ def _verdict(
     faults_per_s: float,
     stall_ratio: float,
     passed_s: float,
-    is_over: bool,  # noqa: FBT001  of seven facts one
+    is_over: bool,  # noqa: FBT001  of eight facts one
+    left_bytes: int,
 ) -> tuple[Verdict, str, float, float]:
     nan = float("nan")
     more_faults = max(0.0, faults_per_s - max(0.0, np.nan_to_num(before[0])))
     more_stall = stall_ratio - max(0.0, np.nan_to_num(before[1]))
     if done.left_bytes:
-        returned = more_faults * passed_s * PAGE_BYTES / done.left_bytes
+        returned = more_faults * passed_s * PAGE_BYTES / left_bytes
         loss = more_faults * FAULT_S
         told = (
             f"{returned:.0%} of it returned, at a cost of {loss:.2%} of time; stalls by {max(0.0, more_stall):.2%} more"

@@ -46,6 +46,7 @@ class SculptRules:
     cool_s: float = 60.0  # a huge page untouched for so long is split
     fault_s: float = 25e-6  # a page that must come back costs its process so much
     loss_most_ratio: float = 0.005  # of wall time that returning pages may cost
+    class_least: int = 3  # the youngest class of ages that may leave: four looks
     returns_least_page_s: float = 20_000.0  # of watching before a class of ages is believed
     return_margin: float = 1.25  # a block is cold when it idles so many times as long as its last return took
 
@@ -110,7 +111,10 @@ def choose_cold(
     classes = blocks.classes()
     taken = np.zeros(blocks.pool.count, np.uint16)
     left_bytes, loss, oldest, reason = size_bytes, 0.0, 0, "no page is idle"
-    for number in range(len(AGE_CLASSES) - 1, 0, -1):
+    if float(blocks.watched_page_s[-1]) < rules.returns_least_page_s:
+        # Else the young would leave before the old are there, which would have been the better choice.
+        return SculptOrder(reason=f"no page was watched yet for as long as {AGE_CLASSES[-1]} looks and more")
+    for number in range(len(AGE_CLASSES) - 1, rules.class_least - 1, -1):
         watched = float(blocks.watched_page_s[number])
         if watched < rules.returns_least_page_s:
             reason = "no page was idle for long enough to know how likely it returns"

@@ -38,7 +38,8 @@ PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
 # struct pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages, four masks
 SCAN_ARGUMENT = struct.Struct("=12Q")
 PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_HUGE = 1 << 3, 1 << 4, 1 << 6
-REGIONS_MOST = 2048
+# The kernel gathers so many in a buffer of its own; where it is given room for more, it mixes them up (seen on 6.18).
+REGIONS_MOST = 512
 # A gap is read along when that is cheaper than another read.
 GAP_BYTES = 2 << 20
 # Older kernels, and kernels without CONFIG_PROC_PAGE_MONITOR's ioctl.
