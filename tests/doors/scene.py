@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from memsculpt.agent import Agent
 from memsculpt.domain.growth import GrowthSample
 from memsculpt.domain.plan import Grant, Request
+from memsculpt.domain.pool import SculptRequest, SculptStats
 from memsculpt.domain.report import Report
 from memsculpt.domain.settings import Kind, PartitionSettings, Settings
 from memsculpt.domain.workload import Match, WorkloadId
@@ -62,6 +63,12 @@ class Scene:
     def ask_growth(self, workload: WorkloadId) -> "Future[GrowthSample]":
         """Ask where memory came from; the tick that answers comes at once."""
         answer = self.agent.ask_growth(workload)
+        self.tick()
+        return answer
+
+    def ask_sculpt(self, pool: str, request: SculptRequest) -> "Future[SculptStats]":
+        """Have a pool sculpted; the tick that does it comes at once."""
+        answer = self.agent.ask_sculpt(pool, request)
         self.tick()
         return answer
 

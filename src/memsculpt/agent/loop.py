@@ -19,12 +19,14 @@ from dataclasses import dataclass, replace
 from memsculpt import act, forecast, learn, plan, profile
 from memsculpt.agent.foresight import Foresight
 from memsculpt.agent.growth_watch import GrowthWatch
+from memsculpt.agent.sculpting import Sculpting
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.growth import GrowthSample, GrowthSummary
 from memsculpt.domain.heat import WorkloadHeat
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Applied, Status
 from memsculpt.domain.plan import Abilities, CreateCgroup, Grant, Plan, Request
+from memsculpt.domain.pool import SculptRequest, SculptStats
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.report import CapabilityFact, Report
 from memsculpt.domain.settings import Mode, PartitionSettings, Settings
@@ -85,6 +87,7 @@ class Agent:
         self._sensing = profile.SensingState()
         self._sensor = act.Sensor(host, settings.interval_s if looks_beside else 0.0)
         self._touch_cost_s: float | None = None
+        self._sculpting = Sculpting(host, settings)
         self._growth = GrowthWatch(host, settings, beside=looks_beside)
         self._forecaster = forecast.Forecaster()
         if self._foresight is not None:
@@ -130,6 +133,12 @@ class Agent:
         self._host.wake()
         return answer
 
+    def ask_sculpt(self, pool: str, request: SculptRequest) -> "Future[SculptStats]":
+        """Have the next tick sculpt a pool; safe from any thread. Raises UsageError for what has no meaning."""
+        answer = self._sculpting.ask(pool, request)
+        self._host.wake()
+        return answer
+
     def tick(self) -> Tick:
         """Go once around the flow. Raises what a room raises; `run` keeps that from ending the agent."""
         try:
@@ -150,6 +159,7 @@ class Agent:
         growth = self._growth.follow(observation, self._rest_ratio(observation.time_s))
         warmth = self._sense(observation, profiles)
         self._growth.answer(observation.time_s)
+        self._sculpt(observation)
         answered = self._answer(observation, profiles, forecasts)
         self._planner, chosen = plan.choose(
             self._planner, observation, profiles, forecasts, self._corrections, settings
@@ -191,6 +201,7 @@ class Agent:
         """Undo everything that was changed; the host itself stays open."""
         self._sensor.close()
         self._growth.close(_ending())
+        self._sculpting.close(may_act=self._may_act())
         if self._foresight is not None:
             self._foresight.close(self.report.observation, self._forecaster)
         while self._asked:
@@ -253,7 +264,9 @@ class Agent:
             self._touch_cost_s = self._host.touch_cost_s()
         if self._sensor.is_busy:
             return self.report.heat
-        self._sensing = profile.absorb_looks(self._sensing, self._sensor.collect(), touch_cost_s=self._touch_cost_s)
+        looked = self._sensor.collect()
+        self._sculpting.absorb(looked)
+        self._sensing = profile.absorb_looks(self._sensing, looked, touch_cost_s=self._touch_cost_s)
         rest_ratio = self._rest_ratio(observation.time_s) + self._growth.spent_ratio
         self._sensing, tasks = profile.choose_looks(
             self._sensing,
@@ -265,6 +278,12 @@ class Agent:
         )
         self._sensor.start(tasks)
         return profile.summarize_heat(self._sensing, source=self._sensor.source, now_s=observation.time_s)
+
+    def _sculpt(self, observation: Observation) -> None:
+        """Take back what did not pay, and do what was asked."""
+        may_act = self._may_act()
+        self._sculpting.settle(observation, may_act=may_act)
+        self._sculpting.answer(observation, may_act=may_act)
 
     def _rest_ratio(self, now_s: float) -> float:
         """Return the processor time that the agent takes for everything but pages and faults."""
@@ -282,8 +301,11 @@ class Agent:
             self._watched = created
             self._host.watch(self._settings.partitions + created)
 
+    def _may_act(self) -> bool:
+        return self._settings.mode is Mode.APPLY and self._journal is not None and self._journal.writable
+
     def _carry_out(self, observation: Observation, chosen: Plan) -> tuple[Applied, ...]:
-        may_act = self._settings.mode is Mode.APPLY and self._journal is not None and self._journal.writable
+        may_act = self._may_act()
         self._tell_of_journal(may_act=may_act)
         if may_act and self._journal is not None:
             # The planner saves up rates over two ticks at most; that is checked once more at the last moment.
@@ -324,6 +346,7 @@ class Agent:
             growth=growth,
             forecasts=forecasts,
             outlooks=tuple(forecasts.outlooks.values()),
+            pools=self._sculpting.pools(),
             plan=chosen,
             planned=applied,
             applied=tuple(self._recent),

@@ -18,6 +18,7 @@ from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Applied, Corrections
 from memsculpt.domain.outlook import WorkloadOutlook
 from memsculpt.domain.plan import Plan
+from memsculpt.domain.pool import SculptStats
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Mode, Settings
 
@@ -104,6 +105,7 @@ class Report:
     forecasts: Forecasts | None = None
     outlooks: tuple[WorkloadOutlook, ...] = ()  # minutes to hours ahead, of workloads whose history is kept
     partition_forecast: PartitionForecast | None = None
+    pools: tuple[SculptStats, ...] = ()  # what may be sculpted, and what came of it
     plan: Plan | None = None
     planned: tuple[Applied, ...] = ()  # this tick's plan as it was applied or rehearsed
     applied: tuple[Applied, ...] = ()  # the most recent actions, oldest first

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What we know: rates, idleness, heat, how much of its memory each workload really needs, and what lasts of it."""
 
+from memsculpt.profile.blocks import begin as begin_blocks
+from memsculpt.profile.blocks import moved_to as move_blocks
+from memsculpt.profile.blocks import ranges_of as pool_ranges
+from memsculpt.profile.blocks import update as update_blocks
+from memsculpt.profile.blocks import with_flag, with_zone
 from memsculpt.profile.recording import Recorder
 from memsculpt.profile.sampled_growth import estimate as estimate_growth
 from memsculpt.profile.sampled_growth import owners as page_owners
@@ -23,12 +28,18 @@ __all__ = [
     "SensingState",
     "absorb_faults",
     "absorb_looks",
+    "begin_blocks",
     "choose_fault_rates",
     "choose_looks",
     "estimate_growth",
     "knows_growth",
+    "move_blocks",
     "page_owners",
+    "pool_ranges",
     "summarize_growth",
     "summarize_heat",
     "update",
+    "update_blocks",
+    "with_flag",
+    "with_zone",
 ]

@@ -34,11 +34,15 @@ from memsculpt.doors.api.schema import (
     GrowthView,
     PartitionsView,
     PlanView,
+    PoolsView,
+    PoolView,
     ProfilesView,
     RequestBody,
+    SculptBody,
     StatusView,
     WorkloadsView,
 )
+from memsculpt.doors.api.sculpt import take_sculpts, view_pools
 from memsculpt.doors.api.status import view_status
 from memsculpt.doors.api.workloads import view_workloads
 from memsculpt.errors import MemsculptError
@@ -51,6 +55,7 @@ READS: tuple[tuple[str, type[msgspec.Struct], Callable[[Report], msgspec.Struct]
     ("/v1/plan", PlanView, view_plan, "The last tick's plan and what was held back"),
     ("/v1/actions", ActionsView, view_actions, "The most recent actions and what came of them"),
     ("/v1/profiles", ProfilesView, view_profiles, "What lasts of each workload: the profile store"),
+    ("/v1/pools", PoolsView, view_pools, "What may be sculpted, and what came of it"),
     ("/v1/doctor", DoctorView, view_doctor, "What this machine offers"),
 )
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -92,7 +97,15 @@ def operations() -> tuple[Operation, ...]:
         summary="Which functions a critical workload's memory came from (Unix socket only)",
         answers=GrowthView,
     )
-    return (*reads, explain, tell, request)
+    sculpt = Operation(
+        path="/v1/sculpts",
+        method="POST",
+        name="sculpt",
+        summary="Gather, send out or bring back a pool's memory (Unix socket only)",
+        answers=PoolView,
+        takes=SculptBody,
+    )
+    return (*reads, explain, tell, request, sculpt)
 
 
 def make_app(agent: Asked, *, takes_requests: bool) -> ASGIApp:
@@ -103,6 +116,7 @@ def make_app(agent: Asked, *, takes_requests: bool) -> ASGIApp:
     routes.append(Route("/", _showing(), methods=["GET"]))
     if takes_requests:
         routes.append(Route("/v1/requests", take_requests(agent), methods=["POST"]))
+        routes.append(Route("/v1/sculpts", take_sculpts(agent), methods=["POST"]))
         routes.append(Route(growth.PATH, growth.tell_growth(agent), methods=["GET"]))
     app = Starlette(
         routes=routes,
@@ -189,11 +203,13 @@ async def _answer_problem(_request: HttpRequest, error: Exception) -> Response:
 async def _answer_http_problem(request: HttpRequest, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    is_write = request.url.path == "/v1/requests" and error.status_code in {404, 405}
+    is_write = request.url.path in {"/v1/requests", "/v1/sculpts"} and error.status_code in {404, 405}
     problem = MemsculptError(
         place=f"{request.method} {request.url.path}",
         problem="takes requests on the agent's Unix socket only" if is_write else error.detail,
-        fix="memsculpt request --help" if is_write else "GET /v1/openapi.json lists what there is",
+        fix="memsculpt request --help, memsculpt sculpt --help"
+        if is_write
+        else "GET /v1/openapi.json lists what there is",
     )
     headers: Mapping[str, str] = error.headers or {}
     response = error_answer(problem, error.status_code)

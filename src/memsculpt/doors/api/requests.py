@@ -29,7 +29,7 @@ def take_requests(agent: Asked) -> Endpoint:
     """Return the endpoint that puts requests into the agent's next tick and waits for the answer."""
 
     async def take(request: HttpRequest) -> Response:
-        asked = read_request(await _read_body(request), agent.report)
+        asked = read_request(await read_body(request, "POST /v1/requests"), agent.report)
         try:
             # Shielded: who no longer waits must not cancel what the tick is about to answer.
             grant = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(agent.ask(asked))), ANSWER_WITHIN_S)
@@ -78,10 +78,11 @@ def view_grant(grant: Grant, now_s: float) -> GrantView:
     )
 
 
-async def _read_body(request: HttpRequest) -> bytes:
+async def read_body(request: HttpRequest, place: str) -> bytes:
+    """Return a request's body. Raises UsageError when it is too long to be one."""
     body = b""
     async for part in request.stream():
         body += part
         if len(body) > BODY_MAX_BYTES:
-            raise UsageError(place="POST /v1/requests", problem=f"the body is above {BODY_MAX_BYTES} bytes", fix=_HOW)
+            raise UsageError(place=place, problem=f"the body is above {BODY_MAX_BYTES} bytes", fix=_HOW)
     return body

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from memsculpt.domain.growth import GrowthSample
 from memsculpt.domain.plan import Grant, Request
+from memsculpt.domain.pool import SculptRequest, SculptStats
 from memsculpt.domain.report import Report
 from memsculpt.domain.workload import WorkloadId
 from memsculpt.doors.api.schema import ErrorView, ProblemView
@@ -40,6 +41,10 @@ class Asked(Protocol):
 
     def ask(self, request: Request) -> "Future[Grant]":
         """Put a request into the next tick."""
+        ...
+
+    def ask_sculpt(self, pool: str, request: SculptRequest) -> "Future[SculptStats]":
+        """Have the next tick sculpt a pool. Raises UsageError for what has no meaning."""
         ...
 
     def ask_growth(self, workload: WorkloadId) -> "Future[GrowthSample]":

@@ -372,6 +372,69 @@ class GrantView(msgspec.Struct, kw_only=True):
     actions: list[ActionView]
 
 
+class ZonesView(msgspec.Struct, kw_only=True):
+    """What the blocks of each zone hold, in memory and swapped, in bytes."""
+
+    hot: int
+    warm: int
+    cold: int
+    prefetch: int
+
+
+class PrefetchView(msgspec.Struct, kw_only=True):
+    """How well prefetches did; null before the first was judged."""
+
+    recall: float | None
+    precision: float | None
+
+
+class PoolView(msgspec.Struct, kw_only=True):
+    """A pool, and what its sculpting came to. Sums are over its life, "before" and "after" are of the last sculpt."""
+
+    pool: str
+    verdict: str
+    reason: str
+    zones: ZonesView
+    asked_bytes: int
+    moved_bytes: int
+    collapsed_bytes: int
+    split_bytes: int
+    paged_out_bytes: int
+    brought_in_bytes: int
+    undone_bytes: int
+    resident_before_bytes: int
+    resident_after_bytes: int
+    huge_before_bytes: int
+    huge_after_bytes: int
+    longest_run_before_bytes: int
+    longest_run_after_bytes: int
+    faults_before: float | None  # major faults in a second
+    faults_after: float | None
+    stall_before_ratio: float | None
+    stall_after_ratio: float | None
+    latency_saved_s_per_s: float
+    prefetch: PrefetchView
+    cpu_s: float
+    duration_s: float
+    problems: dict[str, int]  # bytes that were left as they are, by cause
+
+
+class PoolsView(msgspec.Struct, kw_only=True):
+    """Every process of a workload in a partition."""
+
+    pools: list[PoolView]
+
+
+class SculptBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`sculpt(pool, zone)`: `size` or `bytes` for hot and cold, `window` for prefetch."""
+
+    pool: str
+    zone: str
+    bytes: int | None = None
+    size: str | None = None
+    window: str | float | None = None  # a number is seconds
+
+
 class ProblemView(msgspec.Struct, kw_only=True):
     """Place, problem, fix."""
 

@@ -35,6 +35,7 @@ COMMANDS = (
         "restore",
         "exec",
     ),
+    *("pools", "pool-stats", "sculpt"),
     *("backtest", "train"),
 )
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -95,7 +96,7 @@ def _make_parser(word: str) -> Parser:
     parser.add_argument("-V", "--version", action="version", version=f"memsculpt {__version__}")
     subparsers: Any = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in (word,) if word in COMMANDS else COMMANDS:
-        _command(f"memsculpt.doors.cli.{name}")(subparsers)
+        _command(f"memsculpt.doors.cli.{name.replace('-', '_')}")(subparsers)
     if word not in COMMANDS:
         _add_foreign(subparsers)
     return parser

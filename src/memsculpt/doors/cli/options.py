@@ -35,6 +35,19 @@ def client_of(parsed: argparse.Namespace) -> Client:
     return Client(places.socket_to_ask(parsed.socket, parsed.config))
 
 
+def checked(parse: Callable[[str], float]) -> Callable[[str], str]:
+    """Return a check of one argument, so that a typing error needs no agent to be found; the text goes on as it is."""
+
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+
+    return check
+
+
 def show(content: dict[str, Any], words: Callable[[dict[str, Any]], str], *, as_json: bool) -> None:
     """Print the object itself, or its words."""
     print(json.dumps(content) if as_json else words(content))

@@ -2,7 +2,6 @@
 """`memsculpt request WORKLOAD SIZE --within 5s`: say what a workload is about to need."""
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from memsculpt.domain.units import parse_duration_s, parse_size_bytes
@@ -25,10 +24,13 @@ def add_command(subparsers: Subparsers) -> None:
     )
     parser.add_argument("workload", metavar="WORKLOAD", help="its identity, as `status` shows it")
     parser.add_argument(
-        "size", metavar="SIZE", type=_checked(parse_size_bytes), help='how much more it will need, such as "512MiB"'
+        "size",
+        metavar="SIZE",
+        type=options.checked(parse_size_bytes),
+        help='how much more it will need, such as "512MiB"',
     )
     parser.add_argument(
-        "--within", default="5s", metavar="TIME", type=_checked(parse_duration_s), help="how soon (default: 5s)"
+        "--within", default="5s", metavar="TIME", type=options.checked(parse_duration_s), help="how soon (default: 5s)"
     )
     options.add_agent(parser)
     parser.set_defaults(run=run)
@@ -40,19 +42,6 @@ def run(parsed: argparse.Namespace) -> int:
     grant = options.client_of(parsed).post("/v1/requests", body, timeout_s=ANSWER_WITHIN_S)
     options.show(grant, _words, as_json=parsed.json)
     return 1 if grant["answer"] == REFUSED else 0
-
-
-def _checked(parse: Callable[[str], float]) -> Callable[[str], str]:
-    """Return a check of one argument, so that a typing error needs no agent to be found; the text goes on as it is."""
-
-    def check(text: str) -> str:
-        try:
-            parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-        return text
-
-    return check
 
 
 def _words(grant: dict[str, Any]) -> str:

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carry out what plan/sculpt.py orders for a pool, and take it back. Contents never change, so nothing is journalled.
+
+What leaves is sampled first, a page of every MiB: allocators put like beside like, and memory that does not get
+smaller is not worth compressing. What is on its way to a disk need not be compressible.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from memsculpt.domain.arrays import Int64
+from memsculpt.domain.pool import NO_RANGES, Pool, SculptDone, SculptOrder, Tier
+from memsculpt.domain.workload import Instance
+from memsculpt.host.protocol import Frames, Host, Ranges, Sculpted
+
+SAMPLED_BYTES = 1 << 20
+SAMPLES_MOST = 512
+# Above it compressing saves too little: zram keeps such a page as it is (huge_pages in its mm_stat).
+PACKED_MOST_RATIO = 0.9
+
+
+def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
+    """Carry an order out: what frees memory first, what takes some last.
+
+    Returns what was really done, as the page tables say. Raises Vanished, Unavailable, Transient (no room in the swap;
+    nothing was done then, for what leaves comes first).
+    """
+    begin_s = host.now_s()
+    before = host.frames(pool.process, pool.ranges)
+    leave, stays = _sifted(host, pool, order.leave)
+    told = Counter[str]()
+    cpu_s = 0.0
+    sizes: list[int] = []
+    grown_bytes = 0
+    for call, ranges in (
+        (host.page_out_ranges, leave),
+        (host.split, order.split),
+        (_collapsing(host, order.holes_most_bytes), order.collapse),
+        (host.bring_in_ranges, order.come),
+    ):
+        done = call(pool.process, listed(ranges)) if len(ranges) else None
+        sizes.append(done.moved_bytes if done is not None else 0)
+        if done is not None:
+            told.update(done.problems)
+            cpu_s += done.cpu_s
+            grown_bytes += done.grown_bytes
+    after = host.frames(pool.process, pool.ranges)
+    if len(stays):
+        told["hardly compressible"] += size_of(stays)
+    return SculptDone(
+        at_s=host.now_s(),
+        order=order,
+        left_bytes=sizes[0],
+        split_bytes=sizes[1],
+        collapsed_bytes=sizes[2],
+        came_bytes=sizes[3],
+        grown_bytes=grown_bytes,
+        incompressible=stays,
+        resident_before_bytes=_total(before.resident_bytes),
+        resident_after_bytes=_total(after.resident_bytes),
+        huge_before_bytes=_total(before.huge_bytes),
+        huge_after_bytes=_total(after.huge_bytes),
+        longest_run_before_bytes=_longest(before),
+        longest_run_after_bytes=_longest(after),
+        duration_s=host.now_s() - begin_s,
+        cpu_s=cpu_s,
+        problems=tuple(sorted(told.items())),
+    )
+
+
+def reversed_order(order: SculptOrder) -> SculptOrder:
+    """Return the order that takes another one back: what left comes, what was gathered is split."""
+    return SculptOrder(split=order.collapse, come=order.leave, reason="taken back")
+
+
+def listed(ranges: Int64) -> list[tuple[int, int]]:
+    """Return ranges as the host takes them."""
+    return [(start, end) for start, end in ranges.tolist()]
+
+
+def size_of(ranges: Int64) -> int:
+    """Return how many bytes ranges span."""
+    return int((ranges[:, 1] - ranges[:, 0]).sum())
+
+
+def _collapsing(host: Host, holes_most_bytes: int) -> Callable[[Instance, Ranges], Sculpted]:
+    def collapse(process: Instance, ranges: Ranges) -> Sculpted:
+        return host.collapse(process, ranges, holes_most_bytes)
+
+    return collapse
+
+
+def _sifted(host: Host, pool: Pool, leave: Int64) -> tuple[Int64, Int64]:
+    """Return what of `leave` is worth compressing, and what is not."""
+    if not len(leave) or host.swap_tier() is not Tier.COMPRESSED:
+        return leave, NO_RANGES
+    # One sample for the ranges that begin in the same MiB.
+    firsts = np.flatnonzero(np.diff(leave[:, 0] // SAMPLED_BYTES, prepend=-1))
+    step = -(-len(firsts) // SAMPLES_MOST)
+    firsts = firsts[::step]
+    packed = host.packed_ratio(pool.process, leave[firsts, 0])
+    counts = np.diff(np.append(firsts, len(leave)))
+    is_dense = np.repeat(packed > PACKED_MOST_RATIO, counts)
+    return leave[~is_dense], leave[is_dense]
+
+
+def _total(column: Int64) -> int:
+    return int(column.sum())
+
+
+def _longest(frames: Frames) -> int:
+    return int(frames.longest_run_bytes.max(initial=0))

@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sculptor: pools, what is known of their blocks, and the one way to rearrange them.
+
+    sculpt(pool, HotZone(size) | ColdZone(size) | Prefetch(window)) -> SculptStats        stats(pool) -> SculptStats
+
+`Sculpting` puts the rooms together: blocks from profile, orders from plan, done by act, judged by learn. The agent
+feeds it what sensing looked at, and calls `settle` in every tick; without an agent `look` looks itself:
+
+    host = open_host(settings)
+    sculpting = Sculpting(host, settings)
+    host.watch(settings.partitions)
+    for _ in range(6):                          # a minute of looks: what is not known is not moved
+        sculpting.look(host.observe())
+        host.wait_until(host.now_s() + 10.0)
+    stats = sculpting.sculpt("web.service", ColdZone(size_bytes=256 << 20), host.observe(), may_act=True)
+
+Only workloads in a partition are pools. Not for two threads at once.
+"""
+
+import logging
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+from memsculpt import act, learn, plan, profile
+from memsculpt.domain.heat import Looked
+from memsculpt.domain.observation import Observation
+from memsculpt.domain.pages import Extents
+from memsculpt.domain.pool import (
+    INCOMPRESSIBLE,
+    Blocks,
+    ColdZone,
+    HotZone,
+    Pool,
+    Prefetch,
+    SculptDone,
+    SculptOrder,
+    SculptRequest,
+    SculptStats,
+    Verdict,
+    Zone,
+    check_request,
+)
+from memsculpt.domain.settings import Settings
+from memsculpt.domain.workload import Instance, WorkloadId
+from memsculpt.errors import MemsculptError, Refused, Transient, UsageError, Vanished
+from memsculpt.host.protocol import Host, PageReader
+
+log = logging.getLogger(__name__)
+
+READINGS_S = 30.0  # what is known of a pool's faults before a sculpt
+
+
+@dataclass(slots=True)
+class _Open:
+    """A sculpt whose window has not passed."""
+
+    kind: type[SculptRequest]
+    done: SculptDone
+    before: tuple[float, float, float]
+    since: learn.Reading
+
+
+@dataclass(slots=True)
+class _Asked:
+    pool: str
+    request: SculptRequest
+    answer: "Future[SculptStats]"
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one pool. `stats` holds sums over its life, and the last sculpt's figures."""
+
+    workload: WorkloadId
+    process: Instance
+    id: str
+    blocks: Blocks | None = None
+    readings: deque[learn.Reading] = field(default_factory=deque[learn.Reading])
+    open: list[_Open] = field(default_factory=list[_Open])
+    mistakes: Counter[type[SculptRequest]] = field(default_factory=Counter[type[SculptRequest]])
+    refused_until_s: dict[type[SculptRequest], float] = field(default_factory=dict[type[SculptRequest], float])
+    stats: SculptStats = field(default_factory=lambda: SculptStats(pool=""))
+    paged_out_at_s: float = -math.inf
+
+
+class Sculpting:
+    """The pools of one host."""
+
+    def __init__(self, host: Host, settings: Settings, rules: plan.SculptRules | None = None) -> None:
+        self._host, self._settings, self._rules = host, settings, rules or plan.SculptRules()
+        self._known: dict[Instance, _Known] = {}
+        self._readers: dict[Instance, PageReader] = {}
+        self._asked: deque[_Asked] = deque()
+
+    # --- what is known ------------------------------------------------------------------------------------------------
+
+    def watch(self, observation: Observation) -> None:
+        """Take note of the partitions' processes, and of their faults and stalls."""
+        self._name_pools(observation)
+        for known in self._known.values():
+            pool = known.blocks.pool if known.blocks is not None else _empty_pool(known)
+            reading = learn.read_pool(observation, pool)
+            if reading is not None:
+                known.readings.append(reading)
+            while known.readings and known.readings[0].at_s < observation.time_s - READINGS_S:
+                known.readings.popleft()
+
+    def absorb(self, results: Iterable[Looked]) -> None:
+        """Take in what sensing looked at: where there is memory, and what was touched between two clears."""
+        for one in results:
+            known = self._known.get(one.task.process)
+            if known is None:
+                continue
+            known.stats = replace(known.stats, cpu_s=known.stats.cpu_s + one.cpu_s)
+            if one.extents is not None:
+                self._reshape(known, one.extents, one.at_s)
+            if one.touches is not None and one.cleared and not one.is_first and known.blocks is not None:
+                known.blocks = profile.update_blocks(
+                    known.blocks,
+                    one.touches,
+                    one.at_s,
+                    stretch=(one.task.start, one.task.end),
+                    swap_tier=self._host.swap_tier(),
+                )
+
+    def look(self, observation: Observation) -> None:
+        """Look at all pools at once, without an agent that does it bit by bit. Who is gone is dropped."""
+        self.watch(observation)
+        for process, known in tuple(self._known.items()):
+            begin_s = time.thread_time()
+            try:
+                reader = self._readers.get(process) or self._host.open_pages(process)
+                self._readers[process] = reader
+                self._reshape(known, reader.survey(), self._host.now_s())
+                touches = reader.read()
+                reader.clear()
+            except Vanished:
+                self._forget(process)
+                continue
+            if known.blocks is not None:
+                now_s, tier = self._host.now_s(), self._host.swap_tier()
+                known.blocks = profile.update_blocks(known.blocks, touches, now_s, swap_tier=tier)
+            known.stats = replace(known.stats, cpu_s=known.stats.cpu_s + time.thread_time() - begin_s)
+
+    def pools(self) -> tuple[SculptStats, ...]:
+        """Return what is known of each pool, by id."""
+        return tuple(self._told(known) for known in sorted(self._known.values(), key=lambda one: one.id))
+
+    def stats(self, pool: str) -> SculptStats:
+        """Return what is known of a pool. Raises UsageError where there is none of that id."""
+        return self._told(self._find(pool))
+
+    def ask(self, pool: str, request: SculptRequest) -> "Future[SculptStats]":
+        """Put a request into the next `answer`; safe from any thread. Raises UsageError where it has no meaning."""
+        try:
+            check_request(request)
+        except UsageError as error:
+            log.warning("not sculpted: %s", error)
+            raise
+        asked = _Asked(pool, request, Future())
+        self._asked.append(asked)
+        return asked.answer
+
+    def answer(self, observation: Observation, *, may_act: bool) -> None:
+        """Do what was asked since the last time, one after another."""
+        while self._asked:
+            asked = self._asked.popleft()
+            if not asked.answer.set_running_or_notify_cancel():
+                continue
+            try:
+                asked.answer.set_result(self.sculpt(asked.pool, asked.request, observation, may_act=may_act))
+            except MemsculptError as problem:  # who asked is told; it is no failure of the tick
+                asked.answer.set_exception(problem)
+            except Exception as problem:
+                asked.answer.set_exception(problem)
+                raise
+
+    # --- what is done -------------------------------------------------------------------------------------------------
+
+    def sculpt(self, pool: str, request: SculptRequest, observation: Observation, *, may_act: bool) -> SculptStats:
+        """Rearrange a pool, or without `may_act` say what would be done.
+
+        Raises UsageError (no such pool, type or size; nothing is moved), and what the host raises: Vanished,
+        Unavailable, Transient.
+        """
+        try:
+            check_request(request)
+            known = self._find(pool)
+        except UsageError as error:
+            log.warning("not sculpted: %s", error)
+            raise
+        begin_s = time.thread_time()
+        refusal = self._refusal(known, request, observation)
+        order = SculptOrder(reason=refusal) if refusal else self._order(known, request, observation)
+        verdict = Verdict.REFUSED if refusal else Verdict.NOTHING
+        known.stats = replace(known.stats, cpu_s=known.stats.cpu_s + time.thread_time() - begin_s)
+        if order.size_bytes or len(order.split):
+            if may_act:
+                return self._carry_out(known, request, order, observation)
+            verdict = Verdict.REHEARSED
+        known.stats = replace(
+            known.stats,
+            verdict=verdict,
+            reason=plan.explain_sculpt(request, order),
+            asked_bytes=_asked_bytes(request),
+        )
+        return self._told(known)
+
+    def settle(self, observation: Observation, *, may_act: bool) -> tuple[SculptStats, ...]:
+        """Judge what was done before, take back what did not pay; return the pools that something came of."""
+        self.watch(observation)
+        settled: list[SculptStats] = []
+        for known in tuple(self._known.values()):
+            for one in tuple(known.open):
+                if known.readings and known.blocks is not None and self._settle(known, one, may_act=may_act):
+                    known.open.remove(one)
+                    settled.append(self._told(known))
+        return tuple(settled)
+
+    def close(self, *, may_act: bool) -> None:
+        """Split the huge pages that were made here, and release every process."""
+        for known in self._known.values():
+            if not may_act or known.blocks is None:
+                continue
+            ours = plan.ranges_of_rows(known.blocks, known.blocks.zone == Zone.HOT)
+            try:
+                act.sculpt(self._host, known.blocks.pool, SculptOrder(split=ours))
+            except MemsculptError as error:  # on the way out: said, and the others have their turn
+                log.warning("huge pages stay: %s", error)
+        while self._asked:
+            asked = self._asked.popleft()
+            if asked.answer.set_running_or_notify_cancel():
+                asked.answer.set_exception(
+                    Refused(place=f"pool {asked.pool}", problem="the agent is ending", fix="ask again when it runs")
+                )
+        while self._readers:
+            self._readers.popitem()[1].close()
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _name_pools(self, observation: Observation) -> None:
+        rows, processes = observation.workloads, observation.processes
+        named = [row for row, partition in enumerate(rows.partitions) if partition is not None]
+        members: Mapping[int, list[Instance]] = {row: [] for row in named}
+        for pid, ticks, row in zip(
+            processes.pids.tolist(), processes.start_ticks.tolist(), processes.workload_index.tolist(), strict=True
+        ):
+            if row in members:
+                members[row].append(Instance(pid=pid, start_ticks=ticks))
+        living: set[Instance] = set()
+        for row, instances in members.items():
+            for process in instances:
+                living.add(process)
+                name = rows.ids[row] if len(instances) == 1 else f"{rows.ids[row]}#{process.pid}"
+                known = self._known.setdefault(process, _Known(rows.ids[row], process, name))
+                known.id = name
+        for process in self._known.keys() - living:
+            self._forget(process)
+
+    def _forget(self, process: Instance) -> None:
+        self._known.pop(process, None)
+        if process in self._readers:
+            self._readers.pop(process).close()
+
+    def _find(self, pool: str) -> _Known:
+        for known in self._known.values():
+            if pool in {known.id, f"{known.workload}#{known.process.pid}"}:
+                return known
+        raise UsageError(
+            place=f"pool {pool}",
+            problem="there is none of this name: pools are the processes of workloads in a partition",
+            fix="memsculpt pools lists them",
+        )
+
+    def _reshape(self, known: _Known, extents: Extents, now_s: float) -> None:
+        ranges = profile.pool_ranges(extents)
+        pool = Pool(id=known.id, workload=known.workload, process=known.process, ranges=ranges)
+        blocks = known.blocks
+        known.blocks = profile.begin_blocks(pool, now_s) if blocks is None else profile.move_blocks(blocks, pool)
+
+    def _refusal(self, known: _Known, request: SculptRequest, observation: Observation) -> str:
+        """Return why nothing is done, "" where something may be."""
+        left_s = known.refused_until_s.get(type(request), -math.inf) - observation.time_s
+        if left_s > 0.0:
+            return f"the last one did not pay; refused for another {left_s:.0f} s"
+        if known.blocks is None or not known.blocks.interval_s > 0.0:
+            return ""
+        _, stall_ratio, _ = self._rates(known)
+        most = self._settings.plan.pressure_max_ratio
+        if isinstance(request, ColdZone) and stall_ratio > most:
+            return f"it stalls for {stall_ratio:.1%} of the time, and above {most:.0%} nothing is taken"
+        return ""
+
+    def _order(self, known: _Known, request: SculptRequest, observation: Observation) -> SculptOrder:
+        blocks, now_s = known.blocks, observation.time_s
+        if blocks is None or not blocks.interval_s > 0.0:
+            return SculptOrder(reason="its pages have not been looked at twice yet: what is hot or cold is not known")
+        faults_per_s, _, cpu_ratio = self._rates(known)
+        match request:
+            case HotZone():
+                cpu = 0.0 if math.isnan(cpu_ratio) else cpu_ratio
+                return plan.choose_hot(blocks, request.size_bytes, now_s, cpu_ratio=cpu, rules=self._rules)
+            case ColdZone():
+                size_bytes = min(request.size_bytes, self._may_leave_bytes(known, observation))
+                if size_bytes == 0:
+                    return SculptOrder(reason="the swap is as full as it may be, or the rate is spent for now")
+                loss = 0.0 if math.isnan(faults_per_s) else faults_per_s * self._rules.fault_s
+                return plan.choose_cold(blocks, size_bytes, now_s, loss_ratio=loss, rules=self._rules)
+            case Prefetch():
+                return plan.choose_due(blocks, request.window_s, now_s)
+
+    def _may_leave_bytes(self, known: _Known, observation: Observation) -> int:
+        """Return what may leave now: at the configured rate, and as far as the swap may be filled."""
+        settings, memory = self._settings.plan, observation.memory
+        used_bytes = memory.swap_total_bytes - memory.swap_free_bytes
+        room_bytes = int(settings.swap_fill_max_ratio * memory.swap_total_bytes) - used_bytes
+        saved_s = min(observation.time_s - known.paged_out_at_s, 2.0 * self._settings.interval_s)
+        return max(0, min(room_bytes, int(settings.page_out_bytes_per_s * saved_s)))
+
+    def _carry_out(
+        self, known: _Known, request: SculptRequest, order: SculptOrder, observation: Observation
+    ) -> SculptStats:
+        blocks = known.blocks
+        if blocks is None:
+            raise Refused(place=f"pool {known.id}", problem="nothing is known of it", fix="ask again later")
+        done = act.sculpt(self._host, blocks.pool, order)
+        self._note(known, done)
+        before = self._rates(known)
+        since = known.readings[-1] if known.readings else None
+        if since is not None and done.moved_bytes:
+            # From here on: what the sculpt itself took is not held against it.
+            known.open.append(_Open(type(request), done, before, replace(since, at_s=done.at_s)))
+        if done.left_bytes:
+            known.paged_out_at_s = observation.time_s
+        known.stats = replace(
+            known.stats,
+            verdict=Verdict.UNDER_WAY,
+            reason=plan.explain_sculpt(request, order),
+            asked_bytes=_asked_bytes(request),
+            faults_before_per_s=before[0],
+            stall_before_ratio=before[1],
+            faults_after_per_s=math.nan,
+            stall_after_ratio=math.nan,
+            latency_saved_s_per_s=known.stats.latency_saved_s_per_s + order.gain_s_per_s - order.loss_ratio,
+        )
+        return self._told(known)
+
+    def _note(self, known: _Known, done: SculptDone) -> None:
+        """Put what was done into the blocks' zones and the pool's sums."""
+        blocks, order = known.blocks, done.order
+        if blocks is not None:
+            # A block of which only a part leaves stays what it is.
+            for ranges, zone in ((order.leave, Zone.COLD), (order.collapse, Zone.HOT), (order.come, Zone.PREFETCH)):
+                blocks = profile.with_zone(blocks, blocks.rows_within(ranges), zone)
+            known.blocks = profile.with_flag(blocks, blocks.rows_within(done.incompressible), INCOMPRESSIBLE)
+        stats = known.stats
+        known.stats = replace(
+            stats,
+            moved_bytes=stats.moved_bytes + done.moved_bytes,
+            collapsed_bytes=stats.collapsed_bytes + done.collapsed_bytes,
+            split_bytes=stats.split_bytes + done.split_bytes,
+            paged_out_bytes=stats.paged_out_bytes + done.left_bytes,
+            brought_in_bytes=stats.brought_in_bytes + done.came_bytes,
+            resident_before_bytes=done.resident_before_bytes,
+            resident_after_bytes=done.resident_after_bytes,
+            huge_before_bytes=done.huge_before_bytes,
+            huge_after_bytes=done.huge_after_bytes,
+            longest_run_before_bytes=done.longest_run_before_bytes,
+            longest_run_after_bytes=done.longest_run_after_bytes,
+            cpu_s=stats.cpu_s + done.cpu_s,
+            duration_s=done.duration_s,
+            problems=done.problems,
+        )
+
+    def _settle(self, known: _Known, one: _Open, *, may_act: bool) -> bool:
+        """Judge one sculpt; return whether that was its end."""
+        blocks, now = known.blocks, known.readings[-1]
+        if blocks is None:
+            return True
+        left_bytes = sum(other.done.left_bytes for other in known.open)
+        found = learn.judge_sculpt(one.done, blocks, one.before, one.since, now, left_bytes)
+        if found.verdict is Verdict.UNDER_WAY:
+            return False
+        stats = replace(
+            known.stats,
+            verdict=found.verdict,
+            reason=found.reason,
+            faults_after_per_s=found.faults_per_s,
+            stall_after_ratio=found.stall_ratio,
+            precision=found.precision if found.precision == found.precision else known.stats.precision,
+            recall=found.recall if found.recall == found.recall else known.stats.recall,
+        )
+        known.stats = stats
+        if found.verdict is Verdict.PAID:
+            known.mistakes[one.kind] = 0
+            return True
+        known.mistakes[one.kind] += 1
+        known.refused_until_s[one.kind] = now.at_s + learn.refused_for_s(known.mistakes[one.kind])
+        log.info("pool %s: a sculpt did not pay, %s", known.id, found.reason)
+        if may_act:
+            try:
+                undone = act.sculpt(self._host, blocks.pool, act.reversed_order(one.done.order))
+            except (Vanished, Transient) as error:
+                known.stats = replace(known.stats, reason=f"{found.reason}; not taken back: {error.problem}")
+                return True
+            self._note(known, undone)
+            bytes_before = stats.undone_bytes
+            known.stats = replace(
+                known.stats, undone_bytes=bytes_before + undone.moved_bytes, verdict=Verdict.UNDONE, reason=found.reason
+            )
+        return True
+
+    def _rates(self, known: _Known) -> tuple[float, float, float]:
+        if len(known.readings) < 2:
+            return math.nan, math.nan, math.nan
+        return learn.rates(known.readings[0], known.readings[-1])
+
+    def _told(self, known: _Known) -> SculptStats:
+        zones = (0, 0, 0, 0)
+        if known.blocks is not None:
+            first, second, third, fourth = (known.blocks.zone_bytes(zone) for zone in Zone)
+            zones = (first, second, third, fourth)
+        return replace(known.stats, pool=known.id, zone_bytes=zones)
+
+
+def _asked_bytes(request: SculptRequest) -> int:
+    return 0 if isinstance(request, Prefetch) else request.size_bytes
+
+
+def _empty_pool(known: _Known) -> Pool:
+    return Pool(id=known.id, workload=known.workload, process=known.process, ranges=())
