@@ -31,6 +31,7 @@ from memsculpt.domain.workload import WorkloadId
 from memsculpt.errors import MemsculptError, Refused, Unavailable
 from memsculpt.forecast import longterm
 from memsculpt.host.protocol import Host
+from memsculpt.refitting import Refitting
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Agent:
         journal: act.Journal | None = None,
         recorder: profile.Recorder | None = None,
         gate: longterm.Gate | None = None,
+        refitting: Refitting | None = None,
         looks_beside: bool = False,
     ) -> None:
         self._host = host
@@ -85,6 +87,7 @@ class Agent:
         self._journal = journal
         self._recorder = recorder
         self._gate = gate
+        self._refitting = refitting
         self._outlooks: dict[WorkloadId, WorkloadOutlook] = {}
         self._looked_far_at_s: dict[WorkloadId, float] = {}
         self._ids = act.ActionIds()
@@ -327,15 +330,22 @@ class Agent:
         ids = [one for one, name in zip(rows.ids, rows.partitions, strict=True) if name is not None]
         self._outlooks = {one: self._outlooks[one] for one in ids if one in self._outlooks}
         self._looked_far_at_s = {one: self._looked_far_at_s[one] for one in ids if one in self._looked_far_at_s}
+        refitting = self._refitting
+        if refitting is not None:
+            refitting.collect(recorder, ids, now_s)
         chosen = longterm.choose(self._looked_far_at_s, ids, now_s)
         if chosen is None:
             return
         series = recorder.history(chosen, longterm.RESOLUTION_S)
         capacity_bytes = self._settings.capacity_of(observation.memory.total_bytes)
-        made = None if series is None else longterm.outlook_from(series, capacity_bytes, self._gate, now_s)
+        choice = None if refitting is None else refitting.choice_for(chosen, recorder)
+        made = None if series is None else longterm.outlook_from(series, capacity_bytes, self._gate, now_s, choice)
         self._looked_far_at_s[chosen] = now_s if made is not None else now_s - longterm.REFRESH_S + longterm.RETRY_S
         if made is not None:
             self._outlooks[chosen] = made
+        if refitting is not None and series is not None:
+            sizes = dict(zip(rows.ids, (rows.resident_bytes + rows.swapped_bytes).tolist(), strict=True))
+            refitting.offer(series, capacity_bytes, self._gate, {one: sizes[one] for one in ids}, now_s)
 
     def _watch_created(self, applied: tuple[Applied, ...]) -> None:
         """Have the host observe partitions that were made for requests, too, once their cgroups are there."""
@@ -410,6 +420,8 @@ class Agent:
             notes.extend(f"growth by function: {note}" for note in self.report.growth.notes)
         if self._recorder is not None:
             notes.extend(self._recorder.notes)
+        if self._refitting is not None and self._refitting.problem:
+            notes.append(f"the last model was not fitted: {self._refitting.problem}")
         if self._gave_up:
             notes.append(f"{MAX_FAILURES} ticks failed in a row: every change was undone, observing only")
         if self._settings.mode is Mode.APPLY and self._journal is not None and not self._journal.writable:

@@ -114,6 +114,21 @@ class Recorder:
         self._attempt(lambda store: found.append(store.last(workload, resolution_s)))
         return found[0] if found and len(found[0].values) else None
 
+    def kept(self, workload: WorkloadId, kind: str) -> bytes | None:
+        """Return the newest version of what is kept of a workload; None where there is none, or it cannot be read."""
+        found: list[bytes | None] = []
+        self._attempt(lambda store: found.append(store.get(workload, kind)))
+        return found[0] if found else None
+
+    def keep(self, workload: WorkloadId, kind: str, content: bytes, *, now_s: float) -> None:
+        """Keep a new version of a model, made at `now_s` of the host's monotonic clock."""
+        made_s = self._place(now_s)
+
+        def put(store: Store) -> None:
+            store.put(workload, kind, content, made_s=made_s)
+
+        self._attempt(put)
+
     def record(self, ids: tuple[WorkloadId, ...], rows: Float64, *, is_named: Bool, now_s: float) -> None:
         """Take a tick's samples, shape (n_workloads, SAMPLED), NaN where not known; flush when the interval is over.
 
