@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from memsculpt import act, forecast, learn, plan, profile
 from memsculpt.agent.foresight import Foresight
 from memsculpt.agent.growth_watch import GrowthWatch
+from memsculpt.agent.refitting import Refitting
 from memsculpt.agent.sculpting import Sculpting
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.growth import GrowthSample, GrowthSummary
@@ -75,13 +76,15 @@ class Agent:
         journal: act.Journal | None = None,
         recorder: profile.Recorder | None = None,
         gate: longterm.Gate | None = None,
+        refitting: Refitting | None = None,
         looks_beside: bool = False,
     ) -> None:
         self._host = host
         self._settings = settings
         self._journal = journal
         self._recorder = recorder
-        self._foresight = None if recorder is None else Foresight(recorder, gate, settings)
+        self._refitting = refitting
+        self._foresight = None if recorder is None else Foresight(recorder, gate, refitting, settings)
         self._ids = act.ActionIds()
         self._profile_state = profile.ProfileState()
         self._sensing = profile.SensingState()
@@ -366,6 +369,8 @@ class Agent:
             notes.extend(f"growth by function: {note}" for note in self.report.growth.notes)
         if self._recorder is not None:
             notes.extend(self._recorder.notes)
+        if self._refitting is not None and self._refitting.problem:
+            notes.append(f"the last model was not fitted: {self._refitting.problem}")
         if self._gave_up:
             notes.append(f"{MAX_FAILURES} ticks failed in a row: every change was undone, observing only")
         if self._settings.mode is Mode.APPLY and self._journal is not None and not self._journal.writable:

@@ -59,6 +59,7 @@ FORECAST = {
     "horizons": Key("horizons_s", values.rising(values.duration(0.1, 3600.0), '["3s", "10s", "1min"]', most=8)),
     "act_horizon": Key("act_horizon_s", values.duration(0.1, 3600.0)),
     "history": Key("history_s", values.duration(10.0, 7 * 86400.0)),
+    "refit": Key("refit_count", values.count(0, 1000)),
 }
 
 PLAN = {

@@ -101,6 +101,7 @@ class ForecastSettings:
     horizons_s: tuple[float, ...] = (3.0, 10.0, 60.0)
     act_horizon_s: float = 3.0  # the horizon that the planner sizes for; one of `horizons_s`
     history_s: float = 600.0  # how much of the series the online experts keep
+    refit_count: int = 32  # workloads, the largest first, that a model is fitted to once a day; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
