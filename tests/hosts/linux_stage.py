@@ -60,6 +60,12 @@ class LinuxStage(Stage):
         self._child.stdin.flush()
         assert self._answer() == "touched 0"
 
+    def allow_huge(self) -> None:
+        assert self._child.stdin is not None
+        self._child.stdin.write("huge\n")
+        self._child.stdin.flush()
+        assert self._answer() == "huge"
+
     def own_cgroup(self) -> CgroupPath:
         return self._own
 

@@ -54,6 +54,9 @@ class SimulatedStage(Stage):
         while len(phases) == before:
             self.host.wait_until(self.host.now_s() + 1.0)
 
+    def allow_huge(self) -> None:
+        pass
+
     def own_cgroup(self) -> CgroupPath:
         return self._own
 

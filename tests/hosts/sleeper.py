@@ -2,7 +2,8 @@
 """The scene's process on a real host: fills private memory, sleeps, and touches all of it when told to.
 
 Takes the bytes to fill and the cgroup.procs file to enter. Speaks lines: says "filled" once; answers each "touch" with
-"touched N", N the pages that do not hold what was written. Ends with its standard input.
+"touched N", N the pages that do not hold what was written, and "huge" with "huge": its memory may then be gathered in
+huge pages. Ends with its standard input.
 """
 
 import mmap
@@ -30,6 +31,9 @@ def main() -> None:
                 memory[page * PAGE_BYTES : page * PAGE_BYTES + 8] != page.to_bytes(8, "little") for page in range(pages)
             )
             print("touched", wrong, flush=True)
+        if line.strip() == "huge":
+            memory.madvise(mmap.MADV_HUGEPAGE)
+            print("huge", flush=True)
 
 
 main()

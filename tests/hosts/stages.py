@@ -48,6 +48,10 @@ class Stage(AbstractContextManager["Stage"]):
         """Have the process touch all of its memory; return when it has, fail when the content is not as written."""
 
     @abstractmethod
+    def allow_huge(self) -> None:
+        """Have the process allow huge pages, of which it has none so far."""
+
+    @abstractmethod
     def own_cgroup(self) -> CgroupPath:
         """Return a path for a cgroup that does not exist, whose name memsculpt may use."""
 

@@ -24,6 +24,7 @@ from memsculpt.host.sources import Tried
 
 _SYS_PROCESS_MADVISE = 440  # x86-64 and the generic table alike
 _MADV_PAGEOUT = 21
+_MADV_COLLAPSE = 25
 _PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg), since 6.7
 
 
@@ -41,6 +42,7 @@ class KernelFacts:
     has_psi_trigger: bool = False
     page_out: str = ""  # "" when it worked, else the kernel's words
     page_in: str = ""
+    collapse: str = ""
     pagemap: str = ""
     pagemap_scan: str = ""
     has_clear_refs: bool = False
@@ -84,6 +86,7 @@ def read_facts(proc: str = "/proc", sys: str = "/sys") -> KernelFacts:
         has_psi_trigger=_can_trigger(Path(proc, "pressure/memory")),
         page_out=_tried(_try_page_out),
         page_in=_tried(_try_page_in),
+        collapse=_tried(_try_collapse),
         pagemap=_tried(_try_pagemap),
         pagemap_scan=_tried(_try_pagemap_scan),
         has_clear_refs=Path(proc, "self/clear_refs").exists(),
@@ -146,6 +149,9 @@ def capabilities_from(facts: KernelFacts) -> Mapping[str, Capability]:
         ),
         _tried_row("page_out", facts.page_out, "process_madvise(MADV_PAGEOUT)", "kernel 5.10, or CAP_SYS_NICE"),
         _tried_row("page_in", facts.page_in, "process_vm_readv", "CAP_SYS_PTRACE (run as root)"),
+        _tried_row(
+            "collapse", facts.collapse, "process_madvise(MADV_COLLAPSE)", "kernel 6.1 with huge pages, or CAP_SYS_NICE"
+        ),
         _tried_row("pagemap", facts.pagemap, "/proc/PID/pagemap", "CAP_SYS_PTRACE (run as root)"),
         _tried_row(
             "pagemap_scan",
@@ -307,6 +313,21 @@ def _try_page_in() -> None:
     _checked(libc.process_vm_readv(os.getpid(), ctypes.byref(local), one, ctypes.byref(remote), one, none))
     if os.geteuid() != 0:
         raise OSError(1, "this user may not read other users' processes")
+
+
+def _try_collapse() -> None:
+    """Advise a range of no length: a kernel that does not know the advice refuses even that."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    _page, address = _own_page()
+    vector = _Iovec(address, 0)
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        one, none = ctypes.c_ulong(1), ctypes.c_ulong(0)
+        _checked(libc.syscall(_SYS_PROCESS_MADVISE, pidfd, ctypes.byref(vector), one, _MADV_COLLAPSE, none))
+    finally:
+        os.close(pidfd)
+    if os.geteuid() != 0:
+        raise OSError(1, "this user may not gather other users' pages")
 
 
 def _try_pagemap() -> None:

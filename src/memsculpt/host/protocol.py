@@ -6,16 +6,18 @@ Every method may raise Vanished; the rest is said at each one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
 
-from memsculpt.domain.arrays import Int64
+from memsculpt.domain.arrays import Float64, Int64
 from memsculpt.domain.growth import FaultRate, FaultSamples, Module
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.pages import Cleared, Extents, Grain, Touches
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings
 from memsculpt.domain.workload import CgroupPath, Instance
+
+Ranges: TypeAlias = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,30 @@ class Moved:
     moved_bytes: int
     duration_s: float
     cpu_s: float  # processor time that the call cost the agent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sculpted:
+    """What was really done with each range that was asked for, measured from the page tables before and after."""
+
+    asked_bytes: int
+    moved_bytes: int
+    done_bytes: Int64  # by range, shape (n_ranges,)
+    duration_s: float
+    cpu_s: float
+    longest_call_s: float = 0.0  # so long the process may have waited to map or unmap memory
+    grown_bytes: int = 0  # memory that was not there before and had to be filled with zeros
+    problems: Mapping[str, int] = field(default_factory=dict[str, int])  # bytes that were left as they are, by cause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Frames:
+    """What lies behind ranges of addresses, by range, shape (n_ranges,)."""
+
+    resident_bytes: Int64
+    swapped_bytes: Int64
+    huge_bytes: Int64  # mapped as huge pages
+    longest_run_bytes: Int64  # the longest stretch whose frames follow one another; 0 where frames may not be read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +112,49 @@ class Pager(Protocol):
 
         The pages that `page_out` sent last come first. Raises as `page_out`.
         Source: process_vm_readv(2), one byte a page.
+        """
+        ...
+
+
+class Sculptor(Protocol):
+    """Rearranges chosen ranges of another process's private memory; contents never change.
+
+    Ranges are address ranges (start, end), ascending and disjoint. What of them is not mapped, shared, a file's,
+    locked or not writable is left alone and told by cause. Every method raises Vanished when the process has ended,
+    also in the middle, and Unavailable where the kernel denies it.
+    """
+
+    def collapse(self, process: Instance, ranges: Ranges, holes_most_bytes: int = 0) -> Sculpted:
+        """Gather the regions of 2 MiB that lie wholly in the ranges in huge pages.
+
+        A region that lacks more than `holes_most_bytes` is left alone: what was never touched would be filled.
+        Source: process_madvise(2), MADV_COLLAPSE.
+        """
+        ...
+
+    def split(self, process: Instance, ranges: Ranges) -> Sculpted:
+        """Make the huge pages of the ranges small pages again; what the collapse filled stays.
+
+        Source: process_madvise(2), MADV_COLD of one page of each.
+        """
+        ...
+
+    def page_out_ranges(self, process: Instance, ranges: Ranges) -> Sculpted:
+        """Send the ranges' resident pages out. Raises Transient too, when the swap is full or there is none."""
+        ...
+
+    def bring_in_ranges(self, process: Instance, ranges: Ranges) -> Sculpted:
+        """Bring the ranges' swapped pages back and map them."""
+        ...
+
+    def frames(self, process: Instance, ranges: Ranges) -> Frames:
+        """Return what lies behind the ranges; changes nothing."""
+        ...
+
+    def packed_ratio(self, process: Instance, addresses: Int64) -> Float64:
+        """Return to which share of its size the page at each address is compressed, about, shape (n,).
+
+        NaN where the page is not in memory; one that is swapped is not brought back for it.
         """
         ...
 
@@ -257,7 +326,7 @@ class Grouper(Protocol):
         ...
 
 
-class Host(Clock, Observer, Looker, Pager, Limiter, Grouper, Protocol):
+class Host(Clock, Observer, Looker, Pager, Sculptor, Limiter, Grouper, Protocol):
     """All of them: what the agent runs on."""
 
     name: str  # "linux", "simulated"

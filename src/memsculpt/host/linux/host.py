@@ -23,6 +23,7 @@ from memsculpt.host.linux.hierarchy import find_controller
 from memsculpt.host.linux.observe import LinuxObserver
 from memsculpt.host.linux.pager import LinuxPager
 from memsculpt.host.linux.processes import ProcessReader
+from memsculpt.host.linux.sculptor import LinuxSculptor
 from memsculpt.host.linux.systemd import SystemdLimits, runs_systemd
 from memsculpt.host.linux.task_processes import TaskProcesses
 from memsculpt.host.linux.touch_cost import measure_touch_cost_s
@@ -33,7 +34,7 @@ WILDCARDS = frozenset("*?[")
 EARLY_WAKE_GAP_S = 0.25
 
 
-class LinuxHost(LinuxPager):
+class LinuxHost(LinuxPager, LinuxSculptor):
     """The machine that this process runs on. Fulfils host.protocol.Host."""
 
     name = "linux"

@@ -10,7 +10,9 @@ from memsculpt.domain.arrays import Int64
 
 SYS_PROCESS_MADVISE = 440
 MADV_WILLNEED = 3
+MADV_COLD = 20
 MADV_PAGEOUT = 21
+MADV_COLLAPSE = 25
 RANGES_MOST = 1024  # UIO_MAXIOV
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -54,6 +56,19 @@ def touch(pid: int, pages: Int64) -> int:
     if done < 0:
         raise _last_error()
     return int(done)
+
+
+def copy_page(pid: int, address: int, size_bytes: int) -> bytes:
+    """Return what lies at an address; less where it is not all there. Raises OSError."""
+    target = ctypes.create_string_buffer(size_bytes)
+    local = Iovec(ctypes.addressof(target), size_bytes)
+    remote = Iovec(address, size_bytes)
+    done = _libc.process_vm_readv(
+        pid, ctypes.byref(local), ctypes.c_ulong(1), ctypes.byref(remote), ctypes.c_ulong(1), ctypes.c_ulong(0)
+    )
+    if done < 0:
+        raise _last_error()
+    return target.raw[:done]
 
 
 def _last_error() -> OSError:

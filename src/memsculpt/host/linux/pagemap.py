@@ -28,6 +28,7 @@ ENTRY_BYTES = 8
 PRESENT = 1 << 63
 SWAPPED = 1 << 62
 EXCLUSIVE = 1 << 56
+FRAME = (1 << 55) - 1  # bits 0 to 54: the frame's number, 0 for those who may not know
 # What MADV_PAGEOUT can take: it passes over pages that a forked child shares, and the page of zeros.
 MOVABLE = PRESENT | EXCLUSIVE
 # Entries are read in parts, so that a process of any size costs the agent little memory of its own.
@@ -36,7 +37,7 @@ PART_BYTES = 64 << 20
 PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
 # struct pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages, four masks
 SCAN_ARGUMENT = struct.Struct("=12Q")
-PAGE_IS_PRESENT, PAGE_IS_SWAPPED = 1 << 3, 1 << 4
+PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_HUGE = 1 << 3, 1 << 4, 1 << 6
 REGIONS_MOST = 2048
 # A gap is read along when that is cheaper than another read.
 GAP_BYTES = 2 << 20
@@ -145,6 +146,61 @@ def read_extents(descriptor: int, mappings: Sequence[Mapping]) -> Extents:
     return Extents(regions=addresses, present=present.sum(axis=1).astype(np.int64))
 
 
+def read_huge_runs(descriptor: int, ranges: list[tuple[int, int]]) -> Int64:
+    """Return the runs of `ranges` that huge pages map. Raises OSError.
+
+    By PAGEMAP_SCAN; on kernels before it, a region of 2 MiB counts whose 512 frames follow one another from a border
+    of 2 MiB on, which without a huge page is as good as never so.
+    """
+    found: list[Int64] = []
+    regions = np.empty((REGIONS_MOST, 3), np.uint64)
+    try:
+        for start, end in ranges:
+            at = start
+            while at < end:
+                count, at = _scan(descriptor, at, end, regions, PAGE_IS_HUGE)
+                found.append(regions[:count, :2].astype(np.int64))
+    except OSError as error:
+        if error.errno not in NO_SCAN:
+            raise
+        addresses, tables = read_tables(descriptor, ranges)
+        frames = (tables & np.uint64(FRAME)).astype(np.int64)
+        first = frames[:, :1]
+        is_huge = (first[:, 0] > 0) & (first[:, 0] % REGION_PAGES == 0)
+        is_huge &= (frames == first + np.arange(REGION_PAGES)).all(axis=1)
+        starts = addresses[is_huge]
+        return runs.joined([np.stack((starts, starts + REGION_BYTES), axis=1)])
+    return runs.joined(found)
+
+
+def longest_frames(descriptor: int, ranges: list[tuple[int, int]]) -> Int64:
+    """Return the longest stretch of each range whose frames follow one another, in bytes, shape (n_ranges,).
+
+    0 where nothing is in memory, or frames may not be read (without CAP_SYS_ADMIN the kernel shows 0). Raises OSError.
+    """
+    longest = np.zeros(len(ranges), np.int64)
+    for number, (start, end) in enumerate(ranges):
+        under_way, last = 0, -1  # of the stretch that reaches the border of a part
+        for at in range(start, end, PART_BYTES):
+            count = (min(end, at + PART_BYTES) - at) // PAGE
+            content = os.pread(descriptor, count * ENTRY_BYTES, at // PAGE * ENTRY_BYTES)
+            entries = np.frombuffer(content[: len(content) // ENTRY_BYTES * ENTRY_BYTES], dtype=np.uint64)
+            present = (entries & np.uint64(PRESENT)) != 0
+            frames = np.where(present, entries & np.uint64(FRAME), 0).astype(np.int64)
+            if not len(frames):
+                break
+            follows = (np.diff(frames, prepend=last) == 1) & (frames > 0)
+            edges = np.flatnonzero(~follows)
+            head = int(edges[0]) if len(edges) else len(frames)
+            lengths = np.diff(np.append(edges, len(frames)))
+            inside = int(lengths[frames[edges] > 0].max(initial=0))
+            longest[number] = max(int(longest[number]), under_way + head, inside)
+            tail = int(lengths[-1]) if len(edges) and frames[-1] > 0 else 0
+            under_way = tail if len(edges) else under_way + head
+            last = int(frames[-1]) or -1
+    return longest * PAGE
+
+
 def touched_ranges(descriptor: int, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return what of `ranges` may hold pages: a reserved terabyte costs nothing. All of it on kernels that cannot tell.
 
@@ -165,11 +221,12 @@ def touched_ranges(descriptor: int, ranges: list[tuple[int, int]]) -> list[tuple
     return [(start, end) for start, end in runs.joined(found, GAP_BYTES).tolist()]
 
 
-def _scan(descriptor: int, start: int, end: int, regions: UInt64) -> tuple[int, int]:
-    """Fill `regions` with what is present or swapped; return how many, and where the kernel stopped."""
+def _scan(
+    descriptor: int, start: int, end: int, regions: UInt64, any_of: int = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
+) -> tuple[int, int]:
+    """Fill `regions` with what is `any_of` these; return how many, and where the kernel stopped."""
     # The category masks are: inverted, all of, any of, and what is told of each region: nothing, so neighbours join.
-    touched = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
-    words = (SCAN_ARGUMENT.size, 0, start, end, 0, regions.ctypes.data, len(regions), 0, 0, 0, touched, 0)
+    words = (SCAN_ARGUMENT.size, 0, start, end, 0, regions.ctypes.data, len(regions), 0, 0, 0, any_of, 0)
     argument = bytearray(SCAN_ARGUMENT.pack(*words))
     count = fcntl.ioctl(descriptor, PAGEMAP_SCAN, argument)
     return count, int(SCAN_ARGUMENT.unpack(argument)[4])

@@ -49,7 +49,8 @@ class LinuxPager:
             movable = runs.difference(pagemap.read_runs(target.pagemap, target.ranges, MOVABLE), target.locked)
             before = self._sent.get(process, runs.NONE)
             chosen = choose_out(movable, before, size_bytes // PAGE * PAGE)
-            self._send(process.pid, target, runs.split(chosen, [start for start, _ in target.ranges]))
+            parts = runs.split(chosen, [start for start, _ in target.ranges])
+            send_and_settle(process.pid, target.pidfd, target.pagemap, parts, self._proc)
             swapped = pagemap.read_runs(target.pagemap, target.ranges, SWAPPED)
         moved = runs.intersection(chosen, swapped)
         if len(chosen) and not len(moved):
@@ -90,21 +91,6 @@ class LinuxPager:
             for descriptor in opened:
                 os.close(descriptor)
 
-    def _send(self, pid: int, target: _Target, chosen: Int64) -> None:
-        transfer.send(pid, target.pidfd, chosen, self._proc)
-        if transfer.is_prompt(self._proc):
-            return
-        left, tries = chosen, 0
-        while tries < SETTLE_TRIES:
-            before = runs.size_of(left)
-            left = runs.intersection(left, pagemap.read_runs(target.pagemap, target.ranges, MOVABLE))
-            # Its owner needs it again, or it cannot leave: what does not get less is not worth waiting for.
-            if not len(left) or (tries and runs.size_of(left) > before // 2):
-                break
-            time.sleep(SETTLE_S)
-            transfer.send_again(target.pidfd, left)
-            tries += 1
-
     def _check_swap(self, process: Instance) -> None:
         """Raise Transient when nothing could leave because there is no room to go to."""
         free_bytes = meminfo.read_host_memory(self._proc).swap_free_bytes
@@ -117,6 +103,27 @@ class LinuxPager:
             alive = {one: kept for one, kept in self._sent.items() if os.path.exists(f"{self._proc}/{one.pid}")}
             # Those last used stay: a dict keeps the order in which entries were made.
             self._sent = dict(list(alive.items())[-REMEMBERED_MOST:])
+
+
+def send_and_settle(pid: int, pidfd: int, descriptor: int, chosen: Int64, proc: str) -> None:
+    """Page the runs out; where they go to a disk, wait a little for what is still being written. Raises OSError.
+
+    `descriptor` is an open /proc/PID/pagemap.
+    """
+    transfer.send(pid, pidfd, chosen, proc)
+    if transfer.is_prompt(proc):
+        return
+    left, tries = chosen, 0
+    while tries < SETTLE_TRIES:
+        before = runs.size_of(left)
+        found: list[tuple[int, int]] = [(start, end) for start, end in left.tolist()]
+        left = runs.intersection(left, pagemap.read_runs(descriptor, found, MOVABLE))
+        # Its owner needs it again, or it cannot leave: what does not get less is not worth waiting for.
+        if not len(left) or (tries and runs.size_of(left) > before // 2):
+            break
+        time.sleep(SETTLE_S)
+        transfer.send_again(pidfd, left)
+        tries += 1
 
 
 def choose_out(movable: Int64, sent_before: Int64, size_bytes: int) -> Int64:

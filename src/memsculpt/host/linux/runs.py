@@ -74,6 +74,17 @@ def split(runs: Int64, at: list[int]) -> Int64:
     return edges.reshape(-1, 2)
 
 
+def measure(runs: Int64, ranges: Int64) -> Int64:
+    """Return how many bytes of the runs lie in each of `ranges` (start, end), shape (n_ranges,)."""
+    sizes = np.concatenate(([0], np.cumsum(runs[:, 1] - runs[:, 0])))
+    edges = ranges.ravel()
+    row = np.searchsorted(runs[:, 0], edges, side="right")
+    # Up to an address lie the whole runs before it, less what of the last one is behind it.
+    over = np.where(row > 0, np.maximum(runs[np.maximum(row - 1, 0), 1] - edges, 0), 0) if len(runs) else 0 * edges
+    below = (sizes[row] - over).reshape(-1, 2)
+    return below[:, 1] - below[:, 0]
+
+
 def pages_of(runs: Int64, page_bytes: int) -> Int64:
     """Return the address of every page, ascending, shape (n_pages,). For few pages only: this is not small."""
     counts = (runs[:, 1] - runs[:, 0]) // page_bytes

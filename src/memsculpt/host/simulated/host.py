@@ -23,6 +23,7 @@ from memsculpt.host.simulated.looking import SOURCES, SimulatedReader
 from memsculpt.host.simulated.machine import Machine
 from memsculpt.host.simulated.observing import check_rules, observe_machine
 from memsculpt.host.simulated.reclaim import ReclaimRules
+from memsculpt.host.simulated.sculptor import SimulatedSculptor
 from memsculpt.host.simulated.workloads import Program
 
 GIB = 1 << 30
@@ -33,7 +34,7 @@ RETRY_IN_S = 1.0
 V2_FIX = "build it with cgroup_version=2"
 
 
-class SimulatedHost:
+class SimulatedHost(SimulatedSculptor):
     """A host for tests, for learning, and for trying out: no privilege, no hardware, no waiting."""
 
     name = "simulated"
@@ -124,6 +125,7 @@ class SimulatedHost:
         offered = {
             "page_out": (not denied, why, fix),
             "page_in": (not denied, why, fix),
+            "collapse": (not denied, why, fix),
             "cgroup_limits": (True, f"simulated cgroup v{self._machine.tree.version}", ""),
             "cgroup_v2_memory": (is_v2, "simulated" if is_v2 else "simulated cgroup v1", "" if is_v2 else V2_FIX),
             "memory_reclaim": (True, "simulated", ""),

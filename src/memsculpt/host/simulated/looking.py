@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from memsculpt.domain.pages import PAGE_BYTES, Cleared, Extents, Grain, Mapping, Touches
+from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES, Cleared, Extents, Grain, Mapping, Touches
 from memsculpt.host.blocks import extents_from
 from memsculpt.host.simulated.living import Process
 from memsculpt.host.simulated.pages import ABSENT, RESIDENT, SWAPPED
@@ -42,7 +42,11 @@ class SimulatedReader:
         starts = HEAP_START + rows * self._chunk_bytes
         pages = self._chunk_bytes // PAGE_BYTES
         present = np.where(memory.state[rows] == RESIDENT, pages, 0).astype(np.int64)
-        is_touched = memory.touched_at_s[rows] > self._cleared_at_s[rows]
+        is_touched = memory.touched_at_s > self._cleared_at_s[: memory.chunks]
+        if memory.is_huge.any():  # which has one accessed bit
+            huge = np.arange(memory.chunks) // (REGION_BYTES // self._chunk_bytes)
+            is_touched |= memory.is_huge & np.isin(huge, huge[is_touched & memory.is_huge])
+        is_touched = is_touched[rows]
         touched = np.where(is_touched, present, 0)
         heap = Mapping(
             start=HEAP_START,
@@ -62,7 +66,7 @@ class SimulatedReader:
             dirty=np.zeros(len(rows), np.int64),
             swapped=np.where(memory.state[rows] == SWAPPED, pages, 0).astype(np.int64),
             unknown=np.zeros(len(rows), np.int64),
-            is_huge=np.zeros(len(rows), np.bool_),
+            is_huge=memory.is_huge[rows],
             has_dirty=False,
         )
 

@@ -21,6 +21,7 @@ class Region:
     __slots__ = (
         "homes",
         "is_file",
+        "is_huge",
         "left_order",
         "owner",
         "resident_chunks",
@@ -32,6 +33,7 @@ class Region:
     def __init__(self, *, chunks: int, is_file: bool, home: int) -> None:
         self.is_file = is_file
         self.state = np.zeros(chunks, dtype=np.int8)
+        self.is_huge = np.zeros(chunks, dtype=np.bool_)  # whole regions of 2 MiB only
         self.touched_at_s = np.zeros(chunks, dtype=np.float64)
         self.left_order = np.zeros(chunks, dtype=np.int64)  # counts evictions of the whole host; larger left later
         self.owner = np.full(chunks, home, dtype=np.int32)  # number of the cgroup that is charged for the chunk
@@ -55,9 +57,16 @@ class Region:
             return
         more = max(chunks, self.chunks + self.chunks // 4) - self.chunks
         self.state = np.concatenate([self.state, np.zeros(more, dtype=np.int8)])
+        self.is_huge = np.concatenate([self.is_huge, np.zeros(more, dtype=np.bool_)])
         self.touched_at_s = np.concatenate([self.touched_at_s, np.zeros(more)])
         self.left_order = np.concatenate([self.left_order, np.zeros(more, dtype=np.int64)])
         self.owner = np.concatenate([self.owner, np.full(more, home, dtype=np.int32)])
+
+    def split(self, chunks: Chunks, chunks_per_huge: int) -> None:
+        """Make the huge pages small that hold any of the chunks."""
+        if chunks_per_huge > 1 and self.is_huge.any():
+            touched = np.unique(chunks // chunks_per_huge)
+            self.is_huge[np.isin(np.arange(self.chunks) // chunks_per_huge, touched)] = False
 
     def absent_below(self, chunks: int) -> Chunks:
         """Return the chunks below `chunks` that were never touched, lowest address first."""
