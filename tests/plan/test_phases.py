@@ -175,6 +175,7 @@ def tally(arm, *sets, order=None, room=900, seed=3, **changes):
     return phase_traces.run(trace, room, phase_traces.ARMS[arm])
 
 
+# A set is 800 blocks of 2,400; memory holds 900.
 BIG = (np.arange(800), np.arange(800, 1600), np.arange(1600, 2400))
 
 
@@ -183,7 +184,7 @@ BIG = (np.arange(800), np.arange(800, 1600), np.arange(1600, 2400))
     [
         (2, (0, 1), {}),
         (3, (0, 1, 2), {}),
-        (3, (0, 1, 0, 2), {"periods": 12, "late_period": 3}),
+        (3, (0, 1, 0, 2), {"periods": 7, "late_period": 3}),
         (3, (0, 1, 2), {"jitter": 0.2}),
         (2, (0, 1), {"drift": 0.05, "room": 950}),
     ],

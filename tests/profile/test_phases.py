@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memsculpt.domain.phases import Sight, Sign
@@ -167,9 +167,10 @@ def test_the_history_of_blocks_tells_noise_from_drift():
     assert chances[1] < 0.4
 
 
+@settings(max_examples=25)
 @given(
     looks=st.lists(
-        st.tuples(st.floats(0.01, 5.0), st.sets(st.integers(0, 1 << 33), max_size=40)), min_size=1, max_size=40
+        st.tuples(st.floats(0.01, 5.0), st.sets(st.integers(0, 1 << 33), max_size=40)), min_size=1, max_size=20
     ),
     within_s=st.floats(0.0, 30.0),
 )
@@ -191,6 +192,7 @@ def test_whatever_is_seen_the_prediction_is_in_bounds(looks, within_s):
         assert len(state.phases) <= PHASES_MOST
 
 
+@settings(max_examples=8)
 @given(seed=st.integers(0, 1 << 16), base=st.integers(0, 1 << 30))
 def test_the_numbering_of_blocks_does_not_matter(seed, base):
     """A pool that lies elsewhere is learnt alike."""

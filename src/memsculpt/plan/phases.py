@@ -52,8 +52,7 @@ class MoveBudget:
     in_bytes_per_s: float
     out_bytes_per_s: float
     interval_s: float  # until it is decided again
-    in_most_bytes: int = 1 << 62
-    out_most_bytes: int = 1 << 62
+    in_most_bytes: int = 1 << 62  # at once; what is left is chosen anew, by what has been seen meanwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +120,13 @@ def choose_prefetch(
         if due_s > now_s + budget.interval_s:
             next_at_s = min(next_at_s, due_s)
             continue
+        rows = rows[: int(np.searchsorted(np.cumsum(standing.swapped_bytes[rows]), budget.in_most_bytes, side="right"))]
         if len(rows) >= BLOCKS_LEAST:
+            if one.sign is not Sign.CURRENT:
+                # A program that lacks its pages now takes what is free: for it, room is made for all of them at once.
+                leaving = _making_room(rows, leaving, standing, budget)
+            left = int(standing.resident_bytes[leaving].sum())
+            came = int(standing.swapped_bytes[rows].sum())
             return _choice(one, rows, leaving, standing, now_s, came, left, next_at_s)
     return replace(
         _nothing(prediction, Reason(code="nothing", text="no phase is due", figures={})), next_at_s=next_at_s
@@ -211,14 +216,17 @@ def _may_leave(prediction: Prediction, one: Upcoming, standing: Standing, next_u
 
 def _fitted(rows: Int64, leaving: Int64, standing: Standing, budget: MoveBudget) -> tuple[Int64, Int64]:
     """Return how much of both fits: room is what is free and what may leave."""
-    can_leave = np.cumsum(standing.resident_bytes[leaving])
-    free = int(min(can_leave[-1], budget.out_most_bytes)) if len(can_leave) else 0
-    coming = np.cumsum(standing.swapped_bytes[rows])
-    most = min(max(0, budget.room_bytes) + free, budget.in_most_bytes)
-    rows = rows[: int(np.searchsorted(coming, most, side="right"))]
-    short = (int(coming[len(rows) - 1]) if len(rows) else 0) - max(0, budget.room_bytes)
-    count = int(np.searchsorted(can_leave, short, side="left")) + 1 if short > 0 else 0
-    return rows, leaving[:count]
+    most = budget.room_bytes + int(standing.resident_bytes[leaving].sum())
+    rows = rows[: int(np.searchsorted(np.cumsum(standing.swapped_bytes[rows]), most, side="right"))]
+    return rows, _making_room(rows, leaving, standing, budget)
+
+
+def _making_room(rows: Int64, leaving: Int64, standing: Standing, budget: MoveBudget) -> Int64:
+    """Return how much of what may leave has to, for these rows to come."""
+    short = int(standing.swapped_bytes[rows].sum()) - budget.room_bytes
+    if short <= 0 or not len(rows):
+        return leaving[:0]
+    return leaving[: int(np.searchsorted(np.cumsum(standing.resident_bytes[leaving]), short, side="left")) + 1]
 
 
 def _choice(

@@ -18,6 +18,7 @@ from memsculpt.profile.slots import Bits
 
 PROBABILITY_LEAST = 0.2
 CHAIN_MOST = 4
+LOOKS_IN_VAIN = 50  # without a phase that comes back; then is looked half as often
 # Gaps that differ from the median by more than this share are no rhythm.
 REGULAR_RATIO = 0.25
 # A phase that is overdue by so much of its usual spread (and a tenth of its lag) is not coming.
@@ -49,6 +50,11 @@ def predict(state: PhaseState, now_s: float, within_s: float) -> Prediction:
         upcoming.append(_walk(state, np.sort(walk), now_s))
     ordered = sorted(filter(None, upcoming), key=lambda one: (one.onset_s[1], -one.probability, one.phase))
     return Prediction(at_s=now_s, within_s=within_s, upcoming=tuple(ordered), current=current, in_use=_in_use(state))
+
+
+def look_interval_s(state: PhaseState, least_s: float, most_s: float) -> float:
+    """Return how long to wait with the next look: a pool without phases is looked at less and less often."""
+    return min(most_s, least_s * 2.0 ** (state.looks_since_return // LOOKS_IN_VAIN))
 
 
 def replay(state: PhaseState, now_s: float) -> Prediction:
@@ -129,8 +135,10 @@ def _by_period(state: PhaseState, now_s: float) -> list[tuple[int, Announced]]:
             continue
         period_s = float(np.median(gaps_s))
         regular = np.abs(gaps_s - period_s) <= REGULAR_RATIO * period_s
+        if not regular.any():
+            continue  # two gaps that differ much have a median that is neither
         elapsed_s = now_s - phase.onsets_s[-1]
-        ahead = max(1.0, np.ceil((elapsed_s - REGULAR_RATIO * period_s) / period_s))
+        ahead = max(1.0, float(np.ceil((elapsed_s - REGULAR_RATIO * period_s) / period_s)))
         if ahead > 3.0:
             continue  # it has failed to come twice
         spread = _quantiles(gaps_s[regular] - period_s)

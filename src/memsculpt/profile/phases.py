@@ -28,7 +28,8 @@ from memsculpt.profile.strides import Stream
 PHASES_MOST = 16
 TIMES_KEPT = 12
 ALIKE = 0.5  # from this similarity on an occurrence is the phase's
-BELONGS = 0.4  # so much of what is touched, beyond chance, lies in the present phase while that lasts
+TAIL_RATIO, FRESH_RATIO = 0.25, 0.2
+BELONGS = 0.3  # so much of what is touched, beyond chance, lies in the present phase while that lasts
 BELONGS_FOR_SURE = 0.8
 # Fewer blocks than this share of what is usual are the noise of a program that waits.
 QUIET_RATIO = 0.05
@@ -93,7 +94,7 @@ class Segment:
 class PhaseState:
     """What is known of a pool's phases.
 
-    At most 0.4 MiB for each 24 GiB and phase, 6.3 MiB with sixteen: the numbers of blocks do not matter, only how many.
+    Five bits a block and phase, 3.8 MiB for 24 GiB with sixteen: the numbers of blocks do not matter, only how many.
     """
 
     at_s: float = float("nan")
@@ -104,6 +105,7 @@ class PhaseState:
     last: tuple[int, float] | None = None  # phase and onset of the last occurrence
     before_last: int = -1  # the phase before it
     blocks_in_pool: int = 0
+    looks_since_return: int = 0  # since a phase last came back
     scale_blocks: float = 0.0
     touched_before: Bits = field(default_factory=lambda: np.empty(0, np.uint8))
     stream: Stream = field(default_factory=Stream)
@@ -128,6 +130,7 @@ def update(state: PhaseState, sight: Sight) -> PhaseState:
         cpu=signals.read(state.cpu, sight.cpu_ratio, sight.at_s),
         io=signals.read(state.io, sight.io_bytes_per_s, sight.at_s),
         blocks_in_pool=sight.blocks_in_pool,
+        looks_since_return=state.looks_since_return + 1,
         scale_blocks=max(float(len(sight.blocks)), SCALE_FORGET * state.scale_blocks),
         at_s=sight.at_s,
     )
@@ -187,6 +190,9 @@ def _opened(state: PhaseState, mark: Bits, onset_s: float, *, is_close: bool) ->
 
 def _belongs(state: PhaseState, segment: Segment, mark: Bits) -> bool:
     expected = segment.seen
+    if slots.size_of(segment.tail) > TAIL_RATIO * slots.size_of(segment.latest):
+        # Much was new in the last look: that may already have been the next phase.
+        expected = expected & ~segment.tail
     phase = phase_of(state, segment.phase)
     if phase is not None:
         expected = expected | slots.widened(phase.blocks.core, state.slots)
@@ -241,7 +247,10 @@ def _changed(state: PhaseState, segment: Segment, mark: Bits, began_s: float) ->
     # The look before may have seen the first of it already.
     is_late = slots.size_of(segment.tail & mark) > 0.5 * max(1, slots.size_of(segment.tail)) and segment.looks > 1
     onset_s = 2.0 * began_s - state.at_s if is_late else began_s
-    return _opened(state, mark, max(onset_s, segment.onset_s), is_close=True)
+    # A look that saw the end of the one and the begin of the other shows both sets.
+    fresh = mark & ~segment.seen | segment.tail & mark
+    is_both = slots.size_of(fresh) >= FRESH_RATIO * slots.size_of(mark)
+    return _opened(state, fresh if is_both else mark, max(onset_s, segment.onset_s), is_close=True)
 
 
 def _likely(state: PhaseState, segment: Segment) -> int:
@@ -292,6 +301,7 @@ def _committed(state: PhaseState, segment: Segment | None) -> PhaseState:
         )
         state = replace(state, next_id=state.next_id + 1)
     else:
+        state = replace(state, looks_since_return=0)
         found = replace(
             found,
             blocks=phase_sets.seen_again(found.blocks, seen, state.slots),
