@@ -6,38 +6,10 @@ import pickle
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from memsculpt.forecast.experts import EXPERTS
-from memsculpt.forecast.memory import N_ONSETS
-from memsculpt.forecast.protocol import Expert, Series
-
-HORIZONS_S = (3.0, 10.0, 60.0)
-HISTORY = 80
-
-
-@st.composite
-def series(draw) -> Series:
-    """Any past that the engine may hand over, also of no workload at all."""
-    count = draw(st.integers(0, 5))
-    chance = np.random.default_rng(draw(st.integers(0, 1 << 16)))
-    now_s = draw(st.floats(0, 1e6))
-    ring = chance.uniform(0, 1e9, (count, HISTORY)) * chance.integers(0, 2, (count, 1))
-    onsets = now_s - np.cumsum(chance.uniform(0.1, 40.0, (count, N_ONSETS)), axis=1)[:, ::-1]
-    known = chance.integers(0, N_ONSETS + 1, count)
-    unknown = np.arange(N_ONSETS) < (N_ONSETS - known)[:, np.newaxis]
-    return Series(
-        now_s=now_s,
-        grid_s=1.0,
-        need_bytes=ring[:, -1].copy(),
-        ring_bytes=ring,
-        known_count=chance.integers(0, HISTORY + 1, count).astype(np.float64),
-        growth_bytes_per_s=chance.uniform(0, 1e8, count) * chance.integers(0, 2, count),
-        is_active=chance.random(count) < 0.5,
-        onset_s=np.where(unknown, np.nan, onsets),
-        phase_peaks_bytes=np.where(unknown, np.nan, chance.uniform(0, 1e9, (count, N_ONSETS))),
-        season_s=np.where(chance.random(count) < 0.5, np.nan, chance.uniform(2.0, 60.0, count)),
-    )
+from memsculpt.forecast.protocol import Expert
+from tests.forecast.pasts import HORIZONS_S, series
 
 
 def each_expert(test):

@@ -81,13 +81,16 @@ class Workloads:
     has_refaults: Bool
     has_io: Bool
     has_pressure: Bool
+    programs: tuple[str, ...] = ()  # executable of each one's largest process, "" where not known; () for all unknown
 
     def __post_init__(self) -> None:
         rows = (len(self.ids),)
-        tuples = ("ids", "partitions", "cgroups")
+        tuples = ("ids", "partitions", "cgroups", "programs")
         freeze_columns(self, (name for name in self.__slots__ if name not in tuples), rows)
         if len(self.partitions) != rows[0] or len(self.cgroups) != rows[0]:
             raise ValueError("Workloads: ids, partitions and cgroups differ in length")
+        if len(self.programs) not in {0, rows[0]}:
+            raise ValueError("Workloads: ids and programs differ in length")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,8 +39,9 @@ class Profiles:
     was_oom_killed: Bool  # since the tick before
     hit_limit: Bool  # since the tick before
     process_idle_s: Float64  # shape (n_processes,), aligned with Observation.processes
+    programs: tuple[str, ...] = ()  # as in Observation.workloads
 
     def __post_init__(self) -> None:
-        special = ("time_s", "elapsed_s", "ids", "process_idle_s")
+        special = ("time_s", "elapsed_s", "ids", "process_idle_s", "programs")
         freeze_columns(self, (name for name in self.__slots__ if name not in special), (len(self.ids),))
         freeze_columns(self, ("process_idle_s",), self.process_idle_s.shape)

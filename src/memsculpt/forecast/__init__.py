@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What will be needed: quantiles of every workload's peak, from experts, mixed and calibrated online."""
 
-from memsculpt.forecast.engine import Forecaster, step
+from memsculpt.forecast.engine import Forecaster, recall, step, traits_of
+from memsculpt.forecast.traits import Traits, traits_from_bytes
 
-__all__ = ["Forecaster", "step"]
+__all__ = ["Forecaster", "Traits", "recall", "step", "traits_from_bytes", "traits_of"]

@@ -17,6 +17,7 @@ from memsculpt.domain.pool import Blocks, Pool, SculptDone, Verdict
 
 WINDOW_S = 30.0
 WINDOW_MOST_S = 600.0
+ALARM_LEAST_S = 3.0  # below it faults are counted too finely to say anything
 FAULT_S = 25e-6
 LOSS_MOST_RATIO = 0.01  # of wall time: twice what the planner allows itself
 STALL_MOST_RATIO = 0.01
@@ -68,7 +69,7 @@ def read(observation: Observation, pool: Pool) -> Reading | None:
 def rates(before: Reading, after: Reading) -> tuple[float, float, float]:
     """Return (major faults in a second, stalled share of time, processor time) between two readings; NaN at once."""
     passed_s = after.at_s - before.at_s
-    if passed_s <= 0.0:
+    if passed_s < ALARM_LEAST_S:
         return float("nan"), float("nan"), float("nan")
     return (
         (after.major_faults_count - before.major_faults_count) / passed_s,

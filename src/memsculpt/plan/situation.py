@@ -20,6 +20,7 @@ from memsculpt.domain.outcome import Corrections
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Kind, PartitionSettings, Settings
 from memsculpt.domain.workload import WorkloadId
+from memsculpt.plan import hours
 from memsculpt.plan.memory import process_rows, reserved_row
 from memsculpt.plan.partitions import Demand
 from memsculpt.plan.state import PartitionColumns, PlannerState
@@ -263,6 +264,7 @@ def _workload_columns(
     known_peak = np.maximum(
         _taken(forecasts.historic_peak_bytes, forecast, 0), _taken(forecasts.startup_peak_bytes, forecast, 0)
     )
+    far = hours.look(seen.ids, held, forecasts, observation.time_s)
     return WorkloadColumns(
         ids=seen.ids,
         partition_row=partition_row,
@@ -271,8 +273,8 @@ def _workload_columns(
         need_bytes=quantiles[:, level_column(forecasts.levels, NEED_LEVEL)],
         median_bytes=quantiles[:, level_column(forecasts.levels, MEDIAN_LEVEL)],
         quantiles_bytes=quantiles,
-        peak_bytes=np.maximum(np.maximum(known_peak, profiles.working_set_bytes), later[:, -1]),
-        unneeded_s=_unneeded_s(held, later, forecasts.horizons_s),
+        peak_bytes=np.maximum.reduce((known_peak, profiles.working_set_bytes, later[:, -1], far.peak_bytes)),
+        unneeded_s=_unneeded_s(held, later, forecasts.horizons_s, far.unneeded_s),
         cold_bytes=profiles.cold_bytes,
         swapped_bytes=seen.swapped_bytes,
         reclaimable_bytes=profiles.reclaimable_bytes,
@@ -313,11 +315,12 @@ def _at_need_level(forecasts: Forecasts, rows: Int64, horizon: int, headroom: Fl
     return np.ceil(np.maximum(known[0] + headroom * spread, floor)).astype(np.int64)
 
 
-def _unneeded_s(held: Int64, later: Int64, horizons_s: Sequence[float]) -> Float64:
+def _unneeded_s(held: Int64, later: Int64, horizons_s: Sequence[float], quiet_s: Float64) -> Float64:
     result = np.zeros(len(held))
     for column, horizon_s in enumerate(horizons_s):
         result[2 * later[:, column] <= held] = horizon_s
-    return result
+    # Hours count where the nearest minute is quiet, too.
+    return np.where(result >= horizons_s[-1], np.maximum(result, quiet_s), result)
 
 
 def _cgroup_rows(observation: Observation, cgroups: CgroupColumns) -> Int64:

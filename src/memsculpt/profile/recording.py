@@ -106,13 +106,24 @@ class Recorder:
             self._summarised_at_s = observation.time_s
             made_s = self._place(observation.time_s)
             for identity, content in summaries(heat):
-                self._attempt(lambda store, one=identity, what=content: _put(store, one, what, made_s))
+                self._attempt(lambda store, one=identity, what=content: _put(store, one, "heat", what, made_s))
 
     def history(self, workload: WorkloadId, resolution_s: int) -> Series | None:
         """Return the last four weeks of a workload; None where nothing is kept, or can be read."""
         found: list[Series] = []
         self._attempt(lambda store: found.append(store.last(workload, resolution_s)))
         return found[0] if found and len(found[0].values) else None
+
+    def keep(self, workload: WorkloadId, kind: str, content: bytes) -> None:
+        """Keep a new version of a record of a workload."""
+        made_s = int(max(self._clock_s(), 0.0))
+        self._attempt(lambda store: _put(store, workload, kind, content, made_s))
+
+    def kept(self, kind: str, most: int) -> list[tuple[WorkloadId, bytes]]:
+        """Return the newest record of a kind of each workload, of those seen last; none where nothing can be read."""
+        found: list[tuple[WorkloadId, bytes]] = []
+        self._attempt(lambda store: found.extend(store.newest(kind, most)))
+        return found
 
     def record(self, ids: tuple[WorkloadId, ...], rows: Float64, *, is_named: Bool, now_s: float) -> None:
         """Take a tick's samples, shape (n_workloads, SAMPLED), NaN where not known; flush when the interval is over.
@@ -255,8 +266,8 @@ def summaries(heat: WorkloadHeat) -> list[tuple[WorkloadId, bytes]]:
     ]
 
 
-def _put(store: Store, workload: WorkloadId, content: bytes, made_s: int) -> None:
-    store.put(workload, "heat", content, made_s=made_s)
+def _put(store: Store, workload: WorkloadId, kind: str, content: bytes, made_s: int) -> None:
+    store.put(workload, kind, content, made_s=made_s)
 
 
 _SIZES = [

@@ -91,6 +91,7 @@ def update(state: ProfileState, observation: Observation, settings: Settings) ->
         was_oom_killed=change[:, COUNTERS.index("oom_kills")] > 0.0,
         hit_limit=change[:, COUNTERS.index("limit_hits")] > 0.0,
         process_idle_s=process_idle_s,
+        programs=seen.programs,
     )
     return ProfileState(time_s=now_s, workloads=remembered, processes=ran.times), profiles
 

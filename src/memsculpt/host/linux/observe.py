@@ -273,7 +273,13 @@ class LinuxObserver:
             has_refaults=_bools([row.charge is not None for row in rows]),
             has_io=_bools([any(one.detail.io is not None for one in row.readings) for row in rows]),
             has_pressure=_bools([row.pressure is not None for row in rows]),
+            programs=tuple(_program_of(row) for row in rows),
         )
+
+
+def _program_of(row: _Row) -> str:
+    largest = max(row.readings, key=lambda one: one.stat.resident_pages, default=None)
+    return "" if largest is None else largest.detail.exe
 
 
 def _process_columns(readings: list[Reading], rows: list[_Row], page_bytes: int) -> Processes:

@@ -222,7 +222,13 @@ def _workloads(machine: Machine, tenants: Sequence[Tenant]) -> Workloads:
         has_refaults=is_cgroup,
         has_io=np.ones(len(tenants), dtype=np.bool_),
         has_pressure=is_cgroup.copy(),
+        programs=tuple(_program_of(tenant) for tenant in tenants),
     )
+
+
+def _program_of(tenant: Tenant) -> str:
+    largest = max(tenant.members, key=lambda one: one.memory.resident_chunks, default=None)
+    return "" if largest is None else largest.program.exe
 
 
 def _cgroups(

@@ -206,6 +206,12 @@ class Reader:
                 return whole
         return None
 
+    def newest(self, kind: str, most: int) -> list[tuple[WorkloadId, bytes]]:
+        """Return the newest readable version of a kind of each workload, of at most `most`: those made last."""
+        made: dict[WorkloadId, int] = {one.workload: one.number for one in self._versions() if one.kind == kind}
+        last = sorted(made, key=lambda one: made[one], reverse=True)[:most]
+        return [(one, content) for one in last if (content := self.get(one, kind)) is not None]
+
     def check(self) -> list[str]:
         """Return everything that is broken: structure first, then records. Reads the whole file."""
         try:

@@ -20,15 +20,13 @@ def versions_to_keep(made_s: Sequence[int], now_s: int) -> list[bool]:
     a single late thinning would have kept.
     """
     keeps = [False] * len(made_s)
-    seen: set[tuple[int, int]] = set()
+    newer: set[tuple[int, int]] = set()  # stretches that have a newer version, of whatever age
     for number in range(len(made_s) - 1, -1, -1):
         age_s = now_s - made_s[number]
         stretch_s = next((stretch for older, stretch in reversed(STEPS_S) if age_s > older), 0)
-        if age_s > LONGEST_S:
-            continue
-        where = (stretch_s, made_s[number] // stretch_s if stretch_s else -number - 1)
-        keeps[number] = where not in seen
-        seen.add(where)
+        if age_s <= LONGEST_S:
+            keeps[number] = stretch_s == 0 or (stretch_s, made_s[number] // stretch_s) not in newer
+        newer.update((stretch, made_s[number] // stretch) for _, stretch in STEPS_S)
     if keeps:
         keeps[-1] = True
     return keeps

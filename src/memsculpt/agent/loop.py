@@ -17,19 +17,20 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from memsculpt import act, forecast, learn, plan, profile
+from memsculpt.agent.foresight import Foresight
+from memsculpt.agent.growth_watch import GrowthWatch
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.growth import GrowthSample, GrowthSummary
 from memsculpt.domain.heat import WorkloadHeat
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Applied, Status
-from memsculpt.domain.outlook import WorkloadOutlook
 from memsculpt.domain.plan import Abilities, CreateCgroup, Grant, Plan, Request
 from memsculpt.domain.pool import SculptRequest, SculptStats
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.report import CapabilityFact, Report
 from memsculpt.domain.settings import Mode, PartitionSettings, Settings
 from memsculpt.domain.workload import WorkloadId
-from memsculpt.errors import MemsculptError, Refused, Unavailable
+from memsculpt.errors import MemsculptError, Refused
 from memsculpt.forecast import longterm
 from memsculpt.host.protocol import Host
 from memsculpt.sculpting import Sculpting
@@ -59,12 +60,6 @@ class _Asked:
     answer: "Future[Grant]"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _AskedGrowth:
-    workload: WorkloadId
-    answer: "Future[GrowthSample]"
-
-
 class Agent:
     """The flow on one host. Used by one thread, but for `report`, `ask` and `ask_growth`.
 
@@ -86,19 +81,17 @@ class Agent:
         self._settings = settings
         self._journal = journal
         self._recorder = recorder
-        self._gate = gate
-        self._outlooks: dict[WorkloadId, WorkloadOutlook] = {}
-        self._looked_far_at_s: dict[WorkloadId, float] = {}
+        self._foresight = None if recorder is None else Foresight(recorder, gate, settings)
         self._ids = act.ActionIds()
         self._profile_state = profile.ProfileState()
         self._sensing = profile.SensingState()
         self._sensor = act.Sensor(host, settings.interval_s if looks_beside else 0.0)
         self._touch_cost_s: float | None = None
         self._sculpting = Sculpting(host, settings)
-        self._sampling = profile.SamplingState()
-        self._sampler = act.FaultSampler(host, beside=looks_beside)
-        self._asked_growth: deque[_AskedGrowth] = deque()
+        self._growth = GrowthWatch(host, settings, beside=looks_beside)
         self._forecaster = forecast.Forecaster()
+        if self._foresight is not None:
+            self._foresight.recall(self._forecaster)
         self._planner = plan.PlannerState(abilities=_abilities_of(host))
         self._learner = learn.Learner()
         self._corrections = learn.neutral_corrections(())
@@ -136,10 +129,9 @@ class Agent:
 
         The answer is Refused where that is not sampled.
         """
-        asked = _AskedGrowth(workload=workload, answer=Future())
-        self._asked_growth.append(asked)
+        answer = self._growth.ask(workload)
         self._host.wake()
-        return asked.answer
+        return answer
 
     def ask_sculpt(self, pool: str, request: SculptRequest) -> "Future[SculptStats]":
         """Have the next tick sculpt a pool; safe from any thread. Raises UsageError for what has no meaning."""
@@ -162,9 +154,11 @@ class Agent:
         observation = self._host.observe()
         self._profile_state, profiles = profile.update(self._profile_state, observation, settings)
         self._forecaster, forecasts = forecast.step(self._forecaster, profiles, settings.forecast)
-        growth = self._sample_faults(observation)
+        if self._foresight is not None:
+            forecasts = replace(forecasts, outlooks=self._foresight.outlooks)
+        growth = self._growth.follow(observation, self._rest_ratio(observation.time_s))
         warmth = self._sense(observation, profiles)
-        self._tell_growth(observation)
+        self._growth.answer(observation.time_s)
         self._sculpt(observation)
         answered = self._answer(observation, profiles, forecasts)
         self._planner, chosen = plan.choose(
@@ -176,9 +170,8 @@ class Agent:
             asked.answer.set_result(grant)
         self._answering.clear()
         self._learner, self._corrections = learn.step(self._learner, observation, profiles, forecasts, applied)
-        if self._recorder is not None:
-            self._recorder.observe(observation, profiles, warmth, forecasts, horizon_s=settings.forecast.act_horizon_s)
-            self._look_far(observation, self._recorder)
+        if self._foresight is not None:
+            self._foresight.follow(observation, profiles, warmth, forecasts, self._forecaster)
         self._publish(observation, profiles, forecasts, chosen, applied, warmth, growth)
         return Tick(
             number=self.report.tick_count,
@@ -207,12 +200,10 @@ class Agent:
     def close(self) -> "act.RestoreReport | None":
         """Undo everything that was changed; the host itself stays open."""
         self._sensor.close()
-        self._sampler.close()
         self._sculpting.close(may_act=self._may_act())
-        while self._asked_growth:
-            waiting = self._asked_growth.popleft()
-            if waiting.answer.set_running_or_notify_cancel():
-                waiting.answer.set_exception(_ending())
+        self._growth.close(_ending())
+        if self._foresight is not None:
+            self._foresight.close(self.report.observation, self._forecaster)
         while self._asked:
             asked = self._asked.popleft()
             if asked.answer.set_running_or_notify_cancel():
@@ -276,7 +267,7 @@ class Agent:
         looked = self._sensor.collect()
         self._sculpting.absorb(looked)
         self._sensing = profile.absorb_looks(self._sensing, looked, touch_cost_s=self._touch_cost_s)
-        rest_ratio = self._rest_ratio(observation.time_s) + self._sampling.spent_ratio
+        rest_ratio = self._rest_ratio(observation.time_s) + self._growth.spent_ratio
         self._sensing, tasks = profile.choose_looks(
             self._sensing,
             observation,
@@ -294,67 +285,9 @@ class Agent:
         self._sculpting.settle(observation, may_act=may_act)
         self._sculpting.answer(observation, may_act=may_act)
 
-    def _sample_faults(self, observation: Observation) -> GrowthSummary | None:
-        """Fetch what was recorded of critical workloads and set how finely it goes on; None where nobody is sampled."""
-        settings, partitions = self._settings.sense, self._settings.partitions
-        if settings.budget_ratio <= 0.0 or not any(one.critical for one in partitions):
-            return None
-        sampler, now_s = self._sampler, observation.time_s
-        self._sampling = profile.absorb_faults(
-            self._sampling,
-            sampler.collect(),
-            now_s=now_s,
-            record_cost_s=sampler.record_cost_s,
-            pass_cost_s=sampler.pass_cost_s,
-        )
-        self._sampling, rates = profile.choose_fault_rates(
-            self._sampling, observation, partitions, settings, agent_ratio=self._rest_ratio(now_s)
-        )
-        found = profile.summarize_growth(self._sampling)
-        sampler.watch(rates, now_s, is_on=found.is_on)
-        return replace(found, is_on=False, notes=(*found.notes, sampler.problem)) if sampler.problem else found
-
-    def _tell_growth(self, observation: Observation) -> None:
-        """Answer who asked where a workload's memory came from."""
-        while self._asked_growth:
-            asked = self._asked_growth.popleft()
-            if not asked.answer.set_running_or_notify_cancel():
-                continue
-            if not profile.knows_growth(self._sampling, asked.workload):
-                asked.answer.set_exception(_not_sampled(asked.workload, self._sampler.problem))
-                continue
-            try:
-                held = self._sampler.count_held(
-                    profile.page_owners(self._sampling, asked.workload), len(self._sampling.log.events)
-                )
-                asked.answer.set_result(
-                    profile.estimate_growth(
-                        self._sampling, asked.workload, held, self._sampler.modules(), now_s=observation.time_s
-                    )
-                )
-            except Exception as problem:
-                asked.answer.set_exception(problem)
-                raise
-
     def _rest_ratio(self, now_s: float) -> float:
         """Return the processor time that the agent takes for everything but pages and faults."""
-        return max(0.0, self.report.agent.cpu_share - self._sensor.used_ratio(now_s) - self._sampling.agent_ratio)
-
-    def _look_far(self, observation: Observation, recorder: profile.Recorder) -> None:
-        """Have one of the partitions' workloads looked at on the long term, if it is somebody's turn."""
-        rows, now_s = observation.workloads, observation.time_s
-        ids = [one for one, name in zip(rows.ids, rows.partitions, strict=True) if name is not None]
-        self._outlooks = {one: self._outlooks[one] for one in ids if one in self._outlooks}
-        self._looked_far_at_s = {one: self._looked_far_at_s[one] for one in ids if one in self._looked_far_at_s}
-        chosen = longterm.choose(self._looked_far_at_s, ids, now_s)
-        if chosen is None:
-            return
-        series = recorder.history(chosen, longterm.RESOLUTION_S)
-        capacity_bytes = self._settings.capacity_of(observation.memory.total_bytes)
-        made = None if series is None else longterm.outlook_from(series, capacity_bytes, self._gate, now_s)
-        self._looked_far_at_s[chosen] = now_s if made is not None else now_s - longterm.REFRESH_S + longterm.RETRY_S
-        if made is not None:
-            self._outlooks[chosen] = made
+        return max(0.0, self.report.agent.cpu_share - self._sensor.used_ratio(now_s) - self._growth.agent_ratio)
 
     def _watch_created(self, applied: tuple[Applied, ...]) -> None:
         """Have the host observe partitions that were made for requests, too, once their cgroups are there."""
@@ -412,7 +345,7 @@ class Agent:
             heat=warmth,
             growth=growth,
             forecasts=forecasts,
-            outlooks=tuple(self._outlooks.values()),
+            outlooks=tuple(forecasts.outlooks.values()),
             pools=self._sculpting.pools(),
             plan=chosen,
             planned=applied,
@@ -465,16 +398,6 @@ def _facts_of(host: Host) -> tuple[CapabilityFact, ...]:
 
 def _nothing(_now_s: float) -> None:
     return
-
-
-def _not_sampled(workload: WorkloadId, problem: str) -> MemsculptError:
-    if problem:
-        return Unavailable(place=workload, problem=f"page faults cannot be watched: {problem}", fix="memsculpt doctor")
-    return Refused(
-        place=workload,
-        problem="its page faults are not sampled: it is in no partition that is critical, or sensing is off",
-        fix="write critical = true in its [[partition]], or record one process: memsculpt growth PID",
-    )
 
 
 def _ending() -> MemsculptError:
