@@ -14,6 +14,9 @@
 #define STACKS_MOST 16384
 #define DEPTH_MOST 127 /* PERF_MAX_STACK_DEPTH */
 #define RING_BYTES (32 << 20)
+#define COPIES_BYTES (16 << 20)
+#define COPY_SOME 13
+#define COPY_PART 64 /* words that are read at once: a stack may end anywhere */
 #define WATCHED_MOST 1024
 #define WAKE_BYTES (256 << 10) /* half of the ring that host/bpf/samples.py asks for */
 #define SHIFT_MOST 24
@@ -23,11 +26,14 @@
 #define MADV_DONTNEED 4
 #define MADV_DONTNEED_LOCKED 24
 /* arch/x86/include/uapi/asm/ptrace.h, struct pt_regs; arch/x86/entry/syscalls/syscall_64.tbl */
+#define REGISTER_BP 4
 #define REGISTER_R10 7
 #define REGISTER_DX 12
 #define REGISTER_SI 13
 #define REGISTER_DI 14
 #define REGISTER_ORIG_AX 15
+#define REGISTER_IP 16
+#define REGISTER_CS 17
 #define REGISTER_SP 19
 #define REGISTERS 21
 #define CALL_MMAP 9
@@ -56,9 +62,52 @@ struct {
 	__uint(max_entries, RING_BYTES);
 } faults SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, COPIES_BYTES);
+} copies SEC(".maps");
+
 static __u64 user_stack(struct bpf_perf_event_data *ctx)
 {
 	return ctx->regs[REGISTER_SP]; /* the kernel's own where it faults for the program: that cannot be read, then */
+}
+
+/* Copies what the stack can be unwound from; returns the copy's number, 0 where there is no room for it. */
+static __u32 copy_stack(struct bpf_perf_event_data *ctx, struct fault_state *asked, __u64 fault)
+{
+	__u64 regs[REGISTERS] = {};
+	struct stack_copy *copy;
+	__u32 number;
+	int part;
+
+	if (ctx->regs[REGISTER_CS] & 3) {
+		regs[REGISTER_IP] = ctx->regs[REGISTER_IP];
+		regs[REGISTER_SP] = ctx->regs[REGISTER_SP];
+		regs[REGISTER_BP] = ctx->regs[REGISTER_BP];
+	} else if (bpf_probe_read_kernel(regs, sizeof(regs), (void *)bpf_task_pt_regs(bpf_get_current_task_btf()))) {
+		return 0; /* the kernel faults on the program's behalf: its registers are at the bottom of the kernel's stack */
+	}
+	/* When they are not fetched fast enough, some of all faults are copied rather than all of the first ones. */
+	if (bpf_ringbuf_query(&copies, BPF_RB_AVAIL_DATA) > COPIES_BYTES / 2 && fault % COPY_SOME)
+		return 0;
+	copy = bpf_ringbuf_reserve(&copies, sizeof(*copy), 0);
+	if (!copy)
+		return 0;
+	number = __sync_fetch_and_add(&asked->copied, 1) + 1;
+	copy->number = number;
+	copy->ip = regs[REGISTER_IP];
+	copy->sp = regs[REGISTER_SP];
+	copy->bp = regs[REGISTER_BP];
+	copy->bytes = 0;
+#pragma unroll
+	for (part = 0; part < COPY_WORDS / COPY_PART; part++) {
+		if (bpf_probe_read_user(copy->words + part * COPY_PART, COPY_PART * sizeof(__u64),
+					(void *)(regs[REGISTER_SP] + part * COPY_PART * sizeof(__u64))))
+			break;
+		copy->bytes += COPY_PART * sizeof(__u64);
+	}
+	bpf_ringbuf_submit(copy, 0);
+	return number;
 }
 
 SEC("perf_event")
@@ -84,6 +133,8 @@ int on_fault(struct bpf_perf_event_data *ctx)
 	record->address = ctx->addr;
 	record->time_ns = bpf_ktime_get_ns();
 	record->thread = ids;
+	record->copy = copy_stack(ctx, asked, number);
+	record->reserved = 0;
 	if (bpf_probe_read_user(record->words, sizeof(record->words), (void *)user_stack(ctx))) {
 		__builtin_memset(record->words, 0, sizeof(record->words)); /* the stack ends before */
 		bpf_probe_read_user(record->words, sizeof(__u64), (void *)user_stack(ctx));

@@ -59,6 +59,8 @@ struct fault_record {
 	__u64 time_ns; /* CLOCK_MONOTONIC */
 	__s32 stack;    /* number of the user stack; negative: why there is none */
 	__u32 thread;
+	__u32 copy;     /* number of its stack_copy; 0: there was no room for one */
+	__u32 reserved;
 	__u64 words[STACK_WORDS]; /* top of the user stack: return addresses are among them where frames are missing */
 };
 
@@ -67,6 +69,19 @@ struct fault_state {
 	__u32 every;   /* asked: only every so many faults are recorded */
 	__u64 seen;    /* answered: faults of the process */
 	__u64 dropped; /* answered: of those to be recorded, how many found no room */
+	__u64 copied;  /* answered: the number of the last stack_copy */
+};
+
+#define COPY_WORDS 512 /* 4 KiB: from malloc to main in a redis-server are some 2 KiB */
+
+/* The beginning of a user stack, and the registers that it is unwound with. */
+struct stack_copy {
+	__u32 number;
+	__u32 bytes;   /* of `words`, as far as the stack could be read */
+	__u64 ip;
+	__u64 sp;      /* address of words[0] */
+	__u64 bp;
+	__u64 words[COPY_WORDS];
 };
 
 #define SAMPLE_FRAMES 64

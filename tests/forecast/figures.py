@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print the figures of docs/methods/forecasting.md: `python -m tests.forecast.figures`. Nothing is asserted here."""
+"""Print the figures of docs/methods/forecasting.md: `python -m tests.forecast.figures`. Nothing is asserted here.
 
+With --vms and --containers (tables as `memsculpt backtest` takes them) recorded series are fed as seconds.
+"""
+
+import argparse
 import platform
 import time
 
 import numpy as np
 
+from memsculpt.domain.settings import MIB
 from memsculpt.forecast import Forecaster, step
+from memsculpt.forecast.mixture import pinball
 from tests.forecast.test_engine import JUDGED_FROM, OF_EACH, SERIES, TICKS, long_run
 from tests.forecast.test_rhythm import NEED, expected, jittered, judged
-from tests.forecast.world import LEVELS, SETTINGS, phases, profiles
+from tests.forecast.world import AT_90, AT_99, LEVELS, SETTINGS, phases, profiles, run
 
 
 def print_coverage() -> None:
@@ -49,7 +55,51 @@ def print_costs() -> None:
         print(f"  {count:5} workloads  {np.median(taken_ms):.2f} ms, {min(taken_ms):.2f} to {max(taken_ms):.2f}")
 
 
+def recorded(path: str, value: str, scale: float, ticks: int, skip: int, every: int) -> np.ndarray:
+    """Needs in MiB, shape (ticks, series): every so many of the series that vary; gaps hold the last value."""
+    from pyarrow import parquet
+
+    table = parquet.read_table(path, columns=["series_id", "step", value]).to_pydict()
+    ids, values = np.array(table["series_id"]), np.array(table[value], np.float64)
+    found = []
+    for one in dict.fromkeys(table["series_id"]):
+        need = scale * values[ids == one][skip : skip + ticks]
+        if len(need) < ticks or np.isnan(need[0]) or np.isnan(need).mean() > 0.2:
+            continue
+        last = np.maximum.accumulate(np.where(np.isnan(need), 0, np.arange(ticks)))
+        need = need[last]
+        if need.std() > 0.01 * need.mean():
+            found.append(need)
+    return np.array(found[1::every]).T
+
+
+def print_recorded(name: str, need: np.ndarray) -> None:
+    growth = np.maximum(np.diff(need, axis=0, prepend=need[:1]), 0.0)
+    made = run(profiles(0.4 + tick, need[tick], growth=growth[tick]) for tick in range(len(need)))
+    print(f"{name}: {need.shape[1]} series, {len(need)} ticks; ticks before 300 are not judged")
+    for column, horizon in enumerate(int(one) for one in SETTINGS.horizons_s):
+        peak = np.lib.stride_tricks.sliding_window_view(need[1:], horizon, axis=0).max(axis=-1)[300:]
+        said = np.array([one.quantiles_bytes[:, column] / MIB for one in made])[300 : 300 + len(peak)]
+        usual = np.abs(peak - need[300 : 300 + len(peak)]).mean(axis=0) + 1e-3 * need.mean(axis=0)
+        loss = pinball(said, peak, np.array(LEVELS)).mean(axis=(0, 2)) / usual
+        held = (peak[:, :, np.newaxis] <= said).mean(axis=0)
+        low, high = np.quantile(held[:, AT_90], (0.05, 0.95))
+        print(
+            f"  {horizon:3} s  loss {loss.mean():.4f}  held at 0.9: {held[:, AT_90].mean():.3f} "
+            f"({low:.3f} to {high:.3f})  at 0.99: {held[:, AT_99].mean():.4f}"
+        )
+
+
 if __name__ == "__main__":
-    print_coverage()
-    print_rhythms()
-    print_costs()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--vms")
+    parser.add_argument("--containers")
+    asked = parser.parse_args()
+    if asked.vms:
+        print_recorded("virtual machines", recorded(asked.vms, "mem_used_mib", 1.0, 2200, 6000, 4))
+    if asked.containers:
+        print_recorded("containers", recorded(asked.containers, "mem_util", 1000.0, 1400, 0, 2))
+    if not (asked.vms or asked.containers):
+        print_coverage()
+        print_rhythms()
+        print_costs()

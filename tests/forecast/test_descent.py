@@ -9,6 +9,7 @@ import pytest
 from memsculpt.forecast import descent
 from memsculpt.forecast.longterm.gate import BETWEEN, PATH_KNOTS, Gate
 from memsculpt.forecast.longterm.moment import LEVELS, STEPS, Moment
+from memsculpt.forecast.longterm.spread import PLAIN
 
 FEATURES, PEAKS, PATHS = 7, 6, 4
 
@@ -89,6 +90,7 @@ def test_training_and_running_say_the_same():
         spread=np.ones(FEATURES, np.float32),
         networks=(network,),
         stretch=np.ones(len(LEVELS)),
+        law=PLAIN,
         peak_trust=np.ones(1),
         path_trust=np.ones(1),
     )
@@ -102,6 +104,8 @@ def test_training_and_running_say_the_same():
                 reference=float(part.softened[row] - part.least[row]),
                 least=float(part.least[row]),
                 scale=float(part.scale[row]),
+                capacity=1.0,
+                log_stretch=0.0,
             )
         )
         assert peak == pytest.approx(said[row], rel=1e-3, abs=1e-3)

@@ -8,6 +8,7 @@ from memsculpt.errors import Refused
 from memsculpt.forecast import fitting
 from memsculpt.forecast.longterm import LEVELS, STEPS, gate_from_bytes, look_ahead
 from memsculpt.forecast.longterm.moment import FEATURES, PATH_NAMES, PEAK_NAMES
+from memsculpt.forecast.longterm.spread import respread
 from memsculpt.forecast.recorded import RecordedSeries
 from tests.forecast.longterm.test_moment import history, wave
 
@@ -39,6 +40,7 @@ def examples(moments=1200, series=12, seed=0):
         least=np.full(moments, 2.0),
         scale=np.full(moments, 20.0),
         capacity=np.full(moments, 1000.0),
+        log_stretch=np.zeros(moments),
     )
 
 
@@ -86,3 +88,29 @@ def test_too_little_is_refused():
         fitting.train(examples(moments=120), ())
     with pytest.raises(Refused, match="of 4 series"):
         fitting.train(examples(series=4), ())
+
+
+def test_how_wide_the_top_has_to_be_is_found_on_the_kind_that_is_forecast():
+    """What is learnt from beside may be livelier: it does not widen forecasts of the calm kind."""
+    calm, mixed = examples(moments=600), examples(moments=1200)
+    unseen = np.tile([100.0, 150.0, 250.0], (600, 1))
+    calm.truth[:] = np.linspace(90.0, 200.0, 600)[:, np.newaxis]
+    mixed.truth[:600], mixed.truth[600:] = calm.truth, 900.0
+
+    alone = fitting._spreads(unseen, calm, None)
+    beside = fitting._spreads(unseen, mixed, 600)
+    together = fitting._spreads(np.tile(unseen, (2, 1)), mixed, None)
+
+    assert np.array_equal(alone[0], beside[0])
+    assert alone[1] == beside[1]
+    assert together[1].log_factor > alone[1].log_factor + 0.5
+
+
+def test_the_top_holds_as_often_as_it_should_on_what_no_network_saw():
+    own = examples(moments=1200)
+    peaks = own.truth[:, :12].max(axis=1)
+    unseen = np.tile([80.0, 250.0, 350.0], (1200, 1))
+    stretch, law = fitting._spreads(unseen, own, None)
+    stretched = unseen[:, :1] + stretch * (unseen - unseen[:, :1])
+    top = respread(stretched, own.capacity, own.log_stretch, law)[:, -1]
+    assert (peaks > top).mean() == pytest.approx(0.01, abs=0.005)

@@ -4,7 +4,7 @@
 import pytest
 
 from memsculpt.host import sources
-from memsculpt.host.bpf.libbpf import explained
+from memsculpt.host.bpf.program import explained
 from memsculpt.host.doctor import KernelFacts, capabilities_from, examine
 from memsculpt.host.sources import Tried
 

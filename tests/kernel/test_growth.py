@@ -17,7 +17,7 @@ import pytest
 
 from memsculpt.doors.cli.command_line import main
 from memsculpt.host import drilldown
-from memsculpt.host.bpf.faults import RECORD, STATE, FaultReader
+from memsculpt.host.bpf.faults import COPY, RECORD, STATE, FaultReader
 from memsculpt_bench.known_growth import FREED_BYTES, HELD_BYTES, PYTHON, Worker, recorded
 from memsculpt_bench.known_pages import SOURCES
 
@@ -53,14 +53,16 @@ def by_name(recording):
     return {one.function: one for one in by_function(one for one in recording.stacks if one.kind != "file")}
 
 
-@pytest.mark.parametrize(("name", "kind"), [("fault_record", RECORD), ("fault_state", STATE)])
+@pytest.mark.parametrize(("name", "kind"), [("fault_record", RECORD), ("fault_state", STATE), ("stack_copy", COPY)])
 def test_the_records_are_what_the_program_writes(name, kind):
     header = (Path(__file__).parents[2] / "native" / "bpf" / "records.h").read_text()
     (body,) = re.findall(rf"struct {name} \{{(.*?)\n\}};", header, re.DOTALL)
-    (words,) = re.findall(r"#define STACK_WORDS (\d+)", header)
-    fields = re.findall(r"^\t(__[us]\d+) (\w+)(\[STACK_WORDS\])?;", body, re.MULTILINE)
+    counts = dict(re.findall(r"#define (\w+_WORDS) (\d+)", header))
+    fields = re.findall(r"^\t(__[us]\d+) (\w+)(?:\[(\w+_WORDS)\])?;", body, re.MULTILINE)
     kinds = {"__u64": "<u8", "__s32": "<i4", "__u32": "<u4"}
-    made = [(field, kinds[each], (int(words),)) if many else (field, kinds[each]) for each, field, many in fields]
+    made = [
+        (field, kinds[each], (int(counts[many]),)) if many else (field, kinds[each]) for each, field, many in fields
+    ]
     assert np.dtype(made) == kind
 
 

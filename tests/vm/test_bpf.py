@@ -28,6 +28,27 @@ for name, reader in (("before", slow), ("fast", fast), ("slow", slow)):
     }
 print(json.dumps(told))
 """
+FAULTS = """
+import json, mmap, os
+from memsculpt.host.bpf.faults import UNMAPPED, FaultReader
+reader = FaultReader()
+problem = reader.watch(os.getpid())
+with mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    for at in range(0, len(memory), mmap.PAGESIZE):
+        memory[at] = 1
+records = reader.drain()
+copies = reader.drain_copies()
+found = records[records["stack"] > UNMAPPED]
+mine = copies[: found["copy"].max()]
+print(json.dumps({
+    "problem": problem,
+    "faults": len(found),
+    "copied": int((found["copy"] > 0).sum()),
+    "least_bytes": int(mine["bytes"].min()),
+    "at_home": int((mine["ip"] < 1 << 47).sum()),
+}))
+"""
 
 
 def test_doctor_offers_both_programs(guest_of: Guest):
@@ -61,3 +82,14 @@ def test_the_kernel_s_list_of_processes_is_that_of_proc(guest_of: Guest):
     for fast, slow in zip(told["fast"]["kinds"], told["slow"]["kinds"], strict=True):
         assert fast == pytest.approx(slow, abs=2 << 20)
     assert told["fast"]["kinds"][0] > 64 << 20
+
+
+def test_faults_are_recorded_with_their_stacks(guest_of: Guest):
+    """256 first touches of pages: each has a copy of the stack, and that begins where the program is."""
+    told = json.loads(guest_of.python(FAULTS))
+
+    assert told["problem"] == ""
+    assert told["faults"] >= 256
+    assert told["copied"] == told["faults"]
+    assert told["least_bytes"] >= 512
+    assert told["at_home"] == told["faults"]

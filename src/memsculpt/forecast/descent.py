@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from memsculpt.domain.arrays import Int64
 from memsculpt.forecast.longterm.gate import BETWEEN, LOG_BOUND, PATH_KNOTS
-from memsculpt.forecast.longterm.moment import LEVELS, PEAK_STEPS, STEPS
+from memsculpt.forecast.longterm.history import LEVELS, PEAK_STEPS, STEPS
 
 Numbers: TypeAlias = npt.NDArray[np.floating]
 """32 bits where a network is trained; what is checked by differences has 64."""

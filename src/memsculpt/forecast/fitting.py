@@ -21,25 +21,25 @@ from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.errors import Refused
 from memsculpt.forecast import descent
 from memsculpt.forecast.longterm.gate import NORM_BOUND, Gate
-from memsculpt.forecast.longterm.moment import (
+from memsculpt.forecast.longterm.history import (
     COVARIATES_MOST,
-    FEATURES,
     LEVELS,
     MOST_POINTS,
-    PATH_NAMES,
-    PEAK_NAMES,
     PEAK_STEPS,
     STEPS,
     History,
     cleaned,
-    describe,
 )
+from memsculpt.forecast.longterm.moment import FEATURES, PATH_NAMES, PEAK_NAMES, describe
+from memsculpt.forecast.longterm.spread import Law, respread
 from memsculpt.forecast.measures import origins
 from memsculpt.forecast.recorded import DISTINCT_LEAST, RecordedSeries, read_table, usable
 
 PARTS, SEEDS = 4, 2
 STEADY = descent.Recipe(is_steady=True, hidden=4, rate=5e-3)
 STEADY_RATIO = 0.35  # how much the steady networks count for the peak
+# The replay counts by half: a gate sees the last hours and days itself, the prior does not.
+LAW = Law(pooled=0.3, evened=0.1, log_factor=0.0, replayed=0.5)
 PART_POINTS = 4096  # moments that are forecast at once: bounds the memory
 KNOWN_LEAST = 1000  # points of a series; shorter ones teach little
 SERIES_LEAST, MOMENTS_LEAST = 8, 1000
@@ -59,6 +59,7 @@ class Examples:
     least: Float64
     scale: Float64
     capacity: Float64
+    log_stretch: Float64
 
 
 def examples_from(
@@ -91,6 +92,7 @@ def examples_from(
                     moment.least,
                     moment.scale,
                     float(one.capacity[at]),
+                    moment.log_stretch,
                 )
             )
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(fields(Examples))
@@ -104,6 +106,7 @@ def examples_from(
         least=np.array(columns[6]),
         scale=np.array(columns[7]),
         capacity=np.array(columns[8]),
+        log_stretch=np.array(columns[9]),
     )
 
 
@@ -131,7 +134,7 @@ def fit_tables(
     joined = Examples(
         **{one.name: np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Examples)}
     )
-    return train(joined, covariates, on_progress=on_progress)
+    return train(joined, covariates, own_count=len(first.series), on_progress=on_progress)
 
 
 def fit_to_bytes(own: Source, beside: Sequence[Source]) -> bytes:
@@ -165,12 +168,14 @@ def train(
     examples: Examples,
     covariates: Sequence[str],
     *,
+    own_count: int | None = None,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Gate:
     """Return a gate; the same for the same examples and seed. Some 30 s a network for 100,000 moments on one core.
 
-    Raises Refused with too few examples.
+    The first `own_count` examples (None: all) are of the kind that will be forecast: how wide a spread has to be is
+    found on these alone. Raises Refused with too few examples.
     """
     series_count = len(np.unique(examples.series))
     if len(examples.series) < MOMENTS_LEAST or series_count < SERIES_LEAST:
@@ -208,30 +213,39 @@ def train(
                 on_progress(len(trained), PARTS * (SEEDS + 1))
     is_gate = 1.0 - np.array(steady, np.float64)
     of_gates = is_gate / is_gate.sum()
+    stretch, law = _spreads(unseen[:own_count], examples, own_count)
     return Gate(
         covariates=tuple(covariates)[:COVARIATES_MOST],
         mean=mean.astype(np.float32),
         spread=spread.astype(np.float32),
         networks=tuple({name: part.astype(np.float32) for name, part in network.items()} for network in trained),
-        stretch=_stretch(unseen, examples),
+        stretch=stretch,
+        law=law,
         peak_trust=(1.0 - STEADY_RATIO) * of_gates + STEADY_RATIO * (1.0 - is_gate) / (1.0 - is_gate).sum(),
         path_trust=of_gates,
     )
 
 
-def _stretch(unseen: Float64, examples: Examples) -> Float64:
-    """Return what the spread above the median is multiplied with, so that each level holds as often as it should.
+def _spreads(unseen: Float64, examples: Examples, own_count: int | None) -> tuple[Float64, Law]:
+    """Return factors on what lies above the median, by level, and the law of the top's spread.
 
-    Of the logarithm of what single parts need the average of all networks needs half: it was found to be so on series
-    that none of them had seen, and lies between no correction and that of the parts.
+    Both are such that each level holds as often as it should. Of the logarithm of what the 0.9 quantile of single parts
+    needs the average of all networks needs half: it was found to be so on series that none of them had seen, and lies
+    between no correction and that of the parts. What the top needs under its law is taken in full.
     """
-    peaks = examples.truth[:, :PEAK_STEPS].max(axis=1)
-    found = [1.0]
-    for number, level in enumerate(LEVELS[1:], start=1):
-        spread = np.maximum(unseen[:, number] - unseen[:, 0], 1e-3 * examples.capacity)
-        needed = np.maximum(peaks - unseen[:, 0], 0.0) / spread
-        found.append(float(np.quantile(needed, level)) ** 0.5)
-    return np.clip(np.array(found), 0.5, 2.0)
+    peaks = examples.truth[:own_count, :PEAK_STEPS].max(axis=1)
+    capacity, log_stretch = examples.capacity[:own_count], examples.log_stretch[:own_count]
+
+    def needed(quantiles: Float64, number: int) -> float:
+        spread = np.maximum(quantiles[:, number] - unseen[:, 0], 1e-3 * capacity)
+        found = float(np.quantile(np.maximum(peaks - unseen[:, 0], 0.0) / spread, LEVELS[number]))
+        return float(np.log(np.clip(found, 0.25, 4.0)))
+
+    ninth = np.exp(0.5 * needed(unseen, 1))
+    stretch = np.array([1.0, ninth, 1.0])
+    stretched = unseen[:, :1] + stretch * (unseen - unseen[:, :1])
+    of_top = needed(respread(stretched, capacity, log_stretch, LAW), -1)
+    return stretch, replace(LAW, log_factor=of_top)
 
 
 def _lessons(examples: Examples, mean: Any, spread: Any) -> descent.Lessons:

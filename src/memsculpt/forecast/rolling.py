@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from memsculpt.domain.arrays import Float64
-from memsculpt.forecast.longterm.moment import MOST_POINTS
+from memsculpt.forecast.longterm.history import MOST_POINTS
 from memsculpt.forecast.measures import LEVELS, PEAK_STEPS, STEPS, Windows, origins
 from memsculpt.forecast.recorded import RecordedSeries
 

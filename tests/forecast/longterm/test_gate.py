@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from memsculpt.errors import CorruptRecord, Refused
 from memsculpt.forecast.longterm import LEVELS, STEPS, Gate, gate_from_bytes, look_ahead, prior
 from memsculpt.forecast.longterm.gate import HEAD_BYTES, PARTS, PATH_KNOTS, VERSION
-from memsculpt.forecast.longterm.moment import FEATURES, PATH_NAMES, PEAK_NAMES, cleaned, describe
+from memsculpt.forecast.longterm.history import cleaned
+from memsculpt.forecast.longterm.moment import FEATURES, PATH_NAMES, PEAK_NAMES, describe
+from memsculpt.forecast.longterm.spread import PLAIN
 from tests.forecast.longterm.test_moment import history, wave
 
 HIDDEN = 4
@@ -47,6 +49,7 @@ def made(seed=0, spread=0.3, networks=2, stretch=(1.0, 1.0, 1.0)):
         spread=np.abs(of(FEATURES)) + np.float32(0.1),
         networks=tuple(network() for _ in range(networks)),
         stretch=np.array(stretch),
+        law=PLAIN,
         peak_trust=np.full(networks, 1.0 / networks),
         path_trust=np.full(networks, 1.0 / networks),
     )

@@ -7,17 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memsculpt.forecast.longterm import LEVELS, STEPS, History, look_ahead
+from memsculpt.forecast.longterm.history import cleaned
 from memsculpt.forecast.longterm.moment import (
     CHANGES,
     FEATURES,
     PATH_NAMES,
     PEAK_NAMES,
-    _ranks,
-    _ranks_among,
-    cleaned,
     describe,
     peak_place,
 )
+from memsculpt.forecast.longterm.near import ranks_among, ranks_of
 
 ODD = st.one_of(
     st.floats(0.0, 1e6),
@@ -135,7 +134,7 @@ def test_a_series_that_moved_to_another_level_rises_from_there():
 def test_equal_values_have_equal_rank():
     chance = np.random.default_rng(7)
     values = chance.integers(0, 9, 500).astype(float)
-    ranks = _ranks(values)
+    ranks = ranks_of(values)
     assert all(len(np.unique(ranks[values == one])) == 1 for one in range(9))
     assert ranks.mean() == pytest.approx(0.5, abs=0.01)
-    assert np.array_equal(_ranks_among(values, values[-20:]), ranks[-20:])
+    assert np.array_equal(ranks_among(values, values[-20:]), ranks[-20:])

@@ -2,7 +2,7 @@
 """The slow half of the forecaster: minutes to weeks, from a regular history of up to 28 days."""
 
 from memsculpt.forecast.longterm.gate import Gate, gate_from_bytes
-from memsculpt.forecast.longterm.moment import LEVELS, PEAK_STEPS, STEPS, History
+from memsculpt.forecast.longterm.history import LEVELS, PEAK_STEPS, STEPS, History
 from memsculpt.forecast.longterm.outlook import Outlook, look_ahead
 from memsculpt.forecast.longterm.watch import REFRESH_S, RESOLUTION_S, RETRY_S, choose, outlook_from
 

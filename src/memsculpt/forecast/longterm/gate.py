@@ -17,14 +17,16 @@ features, weigh alike at every moment, and keep the others from expecting peaks 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from memsculpt.domain.arrays import Float64
 from memsculpt.errors import CorruptRecord, Refused
-from memsculpt.forecast.longterm.moment import LEVELS, STEPS, Moment
+from memsculpt.forecast.longterm.history import LEVELS, STEPS
+from memsculpt.forecast.longterm.moment import Moment
+from memsculpt.forecast.longterm.spread import Law, respread
 
 Float32 = npt.NDArray[np.float32]
 
@@ -32,7 +34,7 @@ PATH_KNOTS = np.array([0, 1, 3, 7, 15, 35])
 LOG_BOUND = 8.0
 NORM_BOUND = 6.0
 MAGIC = b"memsgate"
-VERSION = 2  # 1: without trust; never released
+VERSION = 3  # 1: without trust, 2: without a law of spreads; never released
 # What a network consists of: two layers, and four outputs (weights and corrections of peaks and paths).
 PARTS = (
     "in_weight",
@@ -61,6 +63,7 @@ class Gate:
     peak_trust: Float64  # how much each network counts for the peak, shape (n_networks,), sum 1
     path_trust: Float64  # and for the path
     stretch: Float64  # factor on what lies above the median, shape (levels,)
+    law: Law  # of the top's spread, after the stretch
 
     def apply(self, moment: Moment) -> tuple[Float64, Float64]:
         """Return quantiles of the peak, shape (levels,), and of the path, shape (levels, STEPS).
@@ -87,7 +90,9 @@ class Gate:
             shifts = (hidden @ network["shift_weight"] + network["shift_bias"]).reshape(len(LEVELS), len(PATH_KNOTS))
             path = np.einsum("lhc,clh->lh", shares, moment.paths) + shifts @ BETWEEN * moment.scale
             paths += of_path * path
-        return peaks[0] + self.stretch * (peaks - peaks[0]), np.maximum.accumulate(paths, axis=0)
+        stretched = (peaks[0] + self.stretch * (peaks - peaks[0]))[np.newaxis]
+        spread = respread(stretched, np.array([moment.capacity]), np.array([moment.log_stretch]), self.law)
+        return spread[0], np.maximum.accumulate(paths, axis=0)
 
     def to_bytes(self) -> bytes:
         """Return the gate as kept: magic, version, lengths, checksum; names and shapes as JSON; float32 values."""
@@ -104,6 +109,7 @@ class Gate:
             {
                 "covariates": list(self.covariates),
                 "networks": len(self.networks),
+                "law": asdict(self.law),
                 "arrays": [[name, list(array.shape)] for name, array in arrays],
             }
         ).encode()
@@ -152,6 +158,7 @@ def gate_from_bytes(content: bytes, place: str = "gate") -> Gate:
             dict(arrays[first + number * len(PARTS) : first + (number + 1) * len(PARTS)]) for number in range(networks)
         ),
         stretch=single["stretch"].astype(np.float64),
+        law=Law(**told["law"]),
         peak_trust=single["peak_trust"].astype(np.float64),
         path_trust=single["path_trust"].astype(np.float64),
     )

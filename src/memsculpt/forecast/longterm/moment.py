@@ -9,27 +9,28 @@ Whatever is learnt over many workloads has to look alike for all of them: featur
 logarithms of ratios.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from memsculpt.domain.arrays import Float64, Int64
-
-STEPS = 36
-PEAK_STEPS = 12
-LEVELS = (0.5, 0.9, 0.99)
-DAY_S = 86_400.0
-
-# A history that is shorter is filled up at its beginning with its first value, as the engine's rings are.
-LEAST_POINTS = 160
-MOST_POINTS = 8064  # 28 days of 5 minutes
-MONTH, WEEK, DAY, QUARTER_DAY, HOUR = 8064, 2016, 288, 72, 12  # in points of 5 minutes; shorter grids: as many points
-COVARIATES_MOST = 5
-BESIDE_MOST = 3  # covariates by which moments are compared
-NEUTRAL_RANK = 0.5
+from memsculpt.domain.arrays import Float64
+from memsculpt.forecast.longterm.history import (
+    DAY,
+    DAY_S,
+    HOUR,
+    LEVELS,
+    MOST_POINTS,
+    PEAK_STEPS,
+    QUARTER_DAY,
+    STEPS,
+    WEEK,
+    History,
+)
+from memsculpt.forecast.longterm.near import Near
+from memsculpt.forecast.longterm.replay import log_stretch, replay
 
 PEAK_LEVELS = np.array([0, 2, 10, 25, 40, 50, 60, 70, 80, 85, 90, 93, 95, 97, 98, 99, 99.5, 99.8, 100]) / 100
 NEAR_LEVELS = np.array([0.5, 0.75, 0.9, 0.97, 0.99, 1.0])
@@ -38,14 +39,13 @@ CHANGE_LEVELS = np.array([0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 1.0])
 RECENT_POINTS = (HOUR, QUARTER_DAY, DAY, 2 * DAY, WEEK)
 SAME_TIME_DAYS = (1, 2, 7, 14)
 SAME_TIME_POINTS = 6
-NEIGHBOURS, CLOSE_NEIGHBOURS = 300, 80
 LAGS = np.array([0, 1, 2, 3, 4, 5, 6, 8, 11, 17, 23, 35, 71])
 STATISTICS_POINTS = (3, 6, HOUR, 36, 144, DAY, WEEK)
 KNOTS = np.array([0, 2, 5, 11, 35])
 AGE_POINTS = 4032
 FEATURE_BOUND = 12.0
 
-WAYS = ("near", "close", "beside", "aged")  # of finding moments like now; see _Near
+WAYS = ("near", "close", "beside", "aged")  # of finding moments like now; see near.Near
 # What is added to a level of now: how much higher the peak after it was, at which past moments.
 CHANGES = ("hour, near", "hour, week", "hour, day", "now, week")
 PEAK_NAMES = (
@@ -67,17 +67,6 @@ Path = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class History:
-    """A regular series up to now, and what was measured beside it; shape (n,), oldest first, n >= 1."""
-
-    values: Float64
-    covariates: Mapping[str, Float64]
-    step: int  # number of the last point on the grid, for the time of day
-    interval_s: float
-    capacity: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Moment:
     """What is known at the end of a history."""
 
@@ -87,6 +76,8 @@ class Moment:
     reference: float  # the median of past peaks: the unit of ratios
     least: float  # what a ratio is softened with, so that nothing divides by 0
     scale: float  # mean absolute change from point to point in the last week
+    capacity: float
+    log_stretch: float  # what the replay of the last past moments asks the spread to be multiplied with; see replay.py
 
 
 FEATURES = 293  # of a moment; `describe` checks it
@@ -102,32 +93,6 @@ def path_place(name: str) -> int:
     return PATH_NAMES.index(name)
 
 
-def cleaned(history: History) -> History:
-    """Return the history without gaps, within [0, capacity], and of a length that every rule can work on.
-
-    Gaps take the value before them, at the beginning the first known; a history without any value is 0 throughout. A
-    capacity that is no number above 0 is taken to be the largest value.
-    """
-    values = np.asarray(history.values, np.float64)[-MOST_POINTS:]
-    values = _filled(np.where(np.isfinite(values), np.maximum(values, 0.0), np.nan))
-    capacity = history.capacity
-    if not np.isfinite(capacity) or capacity <= 0.0:
-        capacity = max(float(values.max()), 1e-9)
-    count = len(values)
-    missing = max(LEAST_POINTS - count, 0)
-    covariates = {
-        name: np.pad(_filled(np.where(np.isfinite(column), column, np.nan)), (missing, 0), mode="edge")
-        for name, column in _aligned(history.covariates, count).items()
-    }
-    return History(
-        values=np.minimum(np.pad(values, (missing, 0), mode="edge"), capacity),
-        covariates=covariates,
-        step=history.step,
-        interval_s=history.interval_s,
-        capacity=capacity,
-    )
-
-
 def describe(history: History) -> Moment:
     """Return what a cleaned history says now. Some 5 ms for 28 days of 5 minutes."""
     values, count = history.values, len(history.values)
@@ -136,7 +101,7 @@ def describe(history: History) -> Moment:
     peaks_after = sliding_window_view(values[1:], PEAK_STEPS).max(axis=1)  # of the moments 0 .. count - 13
     sorted_peaks = np.sort(peaks_after)
     reference, least = float(_at(sorted_peaks, [0.5])[0]), 0.002 * history.capacity
-    near = _Near(history, day if has_day else 0)
+    near = Near(history, day if has_day else 0)
     same_time = _same_time(peaks_after, sorted_peaks, count, day if has_day else 0)
     hour_max = near.hour_max
     now = np.array([values[-1], hour_max[-1], values[-36:].max(), values[-HOUR:].mean()])
@@ -188,52 +153,12 @@ def describe(history: History) -> Moment:
         reference=reference,
         least=least,
         scale=scale,
+        capacity=history.capacity,
+        log_stretch=log_stretch(replay(near.ranks, peaks_after, day if has_day else 0), reference + least, least),
     )
 
 
-class _Near:
-    """Past moments like now, by four ways of measuring distance."""
-
-    def __init__(self, history: History, day: int) -> None:
-        values, count = history.values, len(history.values)
-        self.hour_max = np.concatenate(
-            [np.full(HOUR - 1, values[:HOUR].max()), sliding_window_view(values, HOUR).max(axis=1)]
-        )
-        means = _running_mean(values, QUARTER_DAY)
-        ranks = np.column_stack([_ranks(values), _ranks(self.hour_max), _ranks(means)])
-        rows = np.arange(QUARTER_DAY if count > 4 * QUARTER_DAY else HOUR, count - PEAK_STEPS)
-        plain = np.abs(ranks[rows] - ranks[-1]).sum(axis=1)
-        if day:
-            apart = np.abs(rows - (count - 1)) % day / day
-            plain = plain + np.minimum(apart, 1.0 - apart)
-        columns = list(history.covariates.values())[:COVARIATES_MOST]
-        smooth = [_running_mean(column, 3) for column in columns]
-        by_load = [_ranks(one) for one in smooth[:BESIDE_MOST]]
-        beside = plain + 0.5 * sum((np.abs(one[rows] - one[-1]) for one in by_load), np.zeros(len(rows)))
-        aged = plain + 0.5 * (count - 1 - rows) / count
-        many, few = max(20, min(NEIGHBOURS, len(rows) // 4)), max(10, min(CLOSE_NEIGHBOURS, len(rows) // 8))
-        chosen = ((plain, many), (plain, few), (beside, many), (aged, many))
-        self.sets: list[Int64] = [rows[_smallest(distance, number)] for distance, number in chosen]
-        above = [float((values <= one).mean()) for one in (values[-1], self.hour_max[-1])]
-        self.ranks_now = np.array([*above, *ranks[-1], ranks[-1 - HOUR, 0], ranks[-2, 0], ranks[-6, 0]])
-        told: list[float] = []
-        for column, one in zip(columns, smooth, strict=True):
-            of_late = _ranks_among(column, column[-QUARTER_DAY:])
-            yesterday = one[-DAY] if count > DAY else one[-1]
-            now, before, then = _ranks_among(one, np.array([one[-1], one[-1 - HOUR], yesterday]))
-            told += [
-                of_late[-1],
-                now,
-                before,
-                then if count > DAY else NEUTRAL_RANK,
-                of_late[-HOUR:].max(),
-                of_late.mean(),
-            ]
-        told += [NEUTRAL_RANK] * (6 * (COVARIATES_MOST - len(columns)))
-        self.covariate_features = np.array(told)
-
-
-def _paths(history: History, near: _Near, day: int) -> Float64:
+def _paths(history: History, near: Near, day: int) -> Float64:
     values, count = history.values, len(history.values)
     last = values[-1]
     futures = sliding_window_view(values[1:], STEPS)
@@ -296,7 +221,7 @@ def _same_time(peaks_after: Float64, sorted_peaks: Float64, count: int, day: int
     return np.array(found)
 
 
-def _raised(values: Float64, peaks_after: Float64, near: "_Near") -> Float64:
+def _raised(values: Float64, peaks_after: Float64, near: Near) -> Float64:
     """Return what now would rise to, by CHANGES: a series that has just moved to another level has no other past."""
     from_hour = peaks_after - near.hour_max[: len(peaks_after)]
     from_now = peaks_after - values[: len(peaks_after)]
@@ -344,51 +269,3 @@ def _at(ordered: Float64, levels: Sequence[float] | Float64) -> Float64:
     """Return empirical quantiles of what is sorted along its first axis: the nearest value, none in between."""
     places = np.round(np.asarray(levels) * (len(ordered) - 1)).astype(np.int64)
     return ordered[places]
-
-
-def _ranks(values: Float64) -> Float64:
-    """Return each value's rank within the series, 0 to 1; equals share the middle of theirs."""
-    order = np.argsort(values)
-    ordered = values[order]
-    begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    ends = np.append(begins[1:], len(values))
-    ranks = np.empty(len(values))
-    ranks[order] = np.repeat((begins + ends - 1) / (2 * len(values)), ends - begins)
-    return ranks
-
-
-def _ranks_among(values: Float64, chosen: Float64) -> Float64:
-    """Return what `_ranks` gives for some members of the series only."""
-    ordered = np.sort(values)
-    found = np.searchsorted(ordered, chosen, side="left") + np.searchsorted(ordered, chosen, side="right")
-    return (found - 1) / (2 * len(values))
-
-
-def _running_mean(values: Float64, points: int) -> Float64:
-    """Return the mean of each point and those before it; at the beginning of as many as there are."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    begins = np.maximum(ends - points, 0)
-    return (sums[ends] - sums[begins]) / (ends - begins)
-
-
-def _smallest(distances: Float64, count: int) -> Int64:
-    count = min(count, len(distances))
-    return np.argpartition(distances, count - 1)[:count]
-
-
-def _filled(values: Float64) -> Float64:
-    known = np.flatnonzero(np.isfinite(values))
-    if not len(known):
-        return np.zeros(max(len(values), 1))
-    place = np.maximum(np.searchsorted(known, np.arange(len(values)), side="right") - 1, 0)
-    return values[known[place]]
-
-
-def _aligned(covariates: Mapping[str, Float64], count: int) -> dict[str, Float64]:
-    """Return columns of `count` points: the last ones, with nothing known before a shorter one begins."""
-    found: dict[str, Float64] = {}
-    for name, column in covariates.items():
-        tail = np.asarray(column, np.float64)[-count:]
-        found[name] = np.concatenate([np.full(count - len(tail), np.nan), tail])
-    return found

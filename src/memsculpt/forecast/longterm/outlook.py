@@ -11,7 +11,8 @@ import numpy as np
 from memsculpt.domain.arrays import Float64
 from memsculpt.forecast.longterm import prior
 from memsculpt.forecast.longterm.gate import Gate
-from memsculpt.forecast.longterm.moment import LEVELS, STEPS, History, Moment, cleaned, describe
+from memsculpt.forecast.longterm.history import LEVELS, STEPS, History, cleaned
+from memsculpt.forecast.longterm.moment import Moment, describe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

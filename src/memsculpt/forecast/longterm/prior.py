@@ -12,7 +12,9 @@ import numpy as np
 
 from memsculpt.domain.arrays import Float64
 from memsculpt.forecast.longterm.gate import BETWEEN
-from memsculpt.forecast.longterm.moment import LEVELS, STEPS, Moment, path_place, peak_place
+from memsculpt.forecast.longterm.history import LEVELS, STEPS
+from memsculpt.forecast.longterm.moment import Moment, path_place, peak_place
+from memsculpt.forecast.longterm.spread import Law, respread
 
 PEAK_WEIGHTS: tuple[Mapping[str, float], ...] = (
     {"near 0.5": 0.50, "beside 0.5": 0.34, "aged 0.5": 0.06, "now": 0.10},
@@ -26,7 +28,8 @@ PEAK_WEIGHTS: tuple[Mapping[str, float], ...] = (
         "same time 0.97": 0.08,
     },
 )
-PEAK_LIFT = (0.01, 0.012, 0.05)  # of the logarithm
+PEAK_LIFT = (0.01, 0.012, 0.03)  # of the logarithm
+LAW = Law(pooled=0.3, evened=0.1, log_factor=0.3, replayed=1.0)
 # By knot (gate.PATH_KNOTS): the weights of the candidates for the path.
 PATH_WEIGHTS: tuple[Mapping[str, tuple[float, ...]], ...] = (
     {
@@ -63,4 +66,6 @@ def apply(moment: Moment) -> tuple[Float64, Float64]:
         for name, by_knot in PATH_WEIGHTS[number].items():
             path += np.array(by_knot) @ BETWEEN * moment.paths[path_place(name), number]
         paths[number] = path
-    return np.maximum.accumulate(peaks), np.maximum.accumulate(paths, axis=0)
+    raised = np.maximum.accumulate(peaks)[np.newaxis]
+    spread = respread(raised, np.array([moment.capacity]), np.array([moment.log_stretch]), LAW)
+    return spread[0], np.maximum.accumulate(paths, axis=0)

@@ -13,7 +13,7 @@ from memsculpt.domain.outlook import WorkloadOutlook
 from memsculpt.domain.series import NAMES, Series
 from memsculpt.domain.workload import WorkloadId
 from memsculpt.forecast.longterm.gate import Gate
-from memsculpt.forecast.longterm.moment import LEVELS, PEAK_STEPS, History
+from memsculpt.forecast.longterm.history import LEVELS, PEAK_STEPS, History
 from memsculpt.forecast.longterm.outlook import look_ahead
 
 RESOLUTION_S = 300

@@ -25,8 +25,7 @@ import numpy.typing as npt
 from memsculpt.domain.arrays import Bool
 from memsculpt.domain.pages import REGION_BYTES, REGION_PAGES, Bits, PageBits
 from memsculpt.errors import Unavailable, Vanished
-from memsculpt.host.bpf.libbpf import Iterator, Program
-from memsculpt.host.bpf.tasks import PROGRAMS
+from memsculpt.host.bpf.program import PROGRAMS, Iterator, Program
 
 # native/bpf/records.h; tests/kernel/test_bpf_walk.py holds the two against each other.
 RECORD = np.dtype([("address", "<u8"), ("entry", "<u8"), ("table", "<i4"), ("pages", "<u4")])
@@ -70,20 +69,13 @@ class PageWalker:
 
     def __init__(self, programs: Path = PROGRAMS) -> None:
         """Load the program and find the direct map. Raises Unavailable."""
-        path = programs / "pagewalk.bpf.o"
         if platform.machine() != "x86_64":
             raise Unavailable(
                 place="BPF page walker",
                 problem=f"reads the page tables of x86-64, not of {platform.machine()}",
                 fix="none yet: a slower source serves",
             )
-        if not path.exists():
-            raise Unavailable(
-                place=f"BPF program {path.name}",
-                problem="was not compiled",
-                fix="apt install clang libbpf-dev, then tools/setup run",
-            )
-        self._program = Program(path)
+        self._program = Program(programs / "pagewalk.bpf.o")
         self._closing: list[mmap.mmap] = []
         self._all: Iterator | None = None
         try:

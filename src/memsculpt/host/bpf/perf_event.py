@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 from memsculpt.errors import Unavailable
-from memsculpt.host.bpf.libbpf import Program
+from memsculpt.host.bpf.program import Program
 
 SYS_PERF_EVENT_OPEN = 298
 PERF_TYPE_SOFTWARE = 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from memsculpt.host.bpf.libbpf import Map
+from memsculpt.host.bpf.program import Map
 
 # A record begins with its length and two flags.
 HEADER_BYTES = 8

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Some page faults of many processes with their user stacks: `on_sample` of native/bpf/faults.bpf.c, kept on."""
 
+import mmap
 import os
 import struct
 from dataclasses import dataclass
@@ -12,10 +13,8 @@ import numpy.typing as npt
 
 from memsculpt.errors import Unavailable
 from memsculpt.host.bpf import perf_event
-from memsculpt.host.bpf.faults import STACK_WORDS, check_namespace
-from memsculpt.host.bpf.libbpf import Program
-from memsculpt.host.bpf.ring import Ring
-from memsculpt.host.bpf.tasks import PROGRAMS
+from memsculpt.host.bpf.fault_program import STACK_WORDS, FaultProgram
+from memsculpt.host.bpf.program import PROGRAMS
 
 # native/bpf/records.h; tests/kernel/test_growth.py holds the two against each other.
 FRAMES = 64
@@ -62,37 +61,28 @@ class SampleReader:
 
     def __init__(self, programs: Path = PROGRAMS) -> None:
         """Load. Raises Unavailable."""
-        check_namespace()
-        path = programs / "faults.bpf.o"
-        if not path.exists():
-            raise Unavailable(
-                place=f"BPF program {path.name}",
-                problem="was not compiled",
-                fix="apt install clang libbpf-dev, then tools/setup run",
-            )
-        self._program = Program(path, {"faults": RING_BYTES, "stacks": 1, "watched": WATCHED_MOST})
-        self._ring: Ring | None = None
-        self._events: tuple[int, ...] = ()
+        sizes = {"faults": RING_BYTES, "stacks": 1, "copies": mmap.PAGESIZE, "watched": WATCHED_MOST}
+        self._program = FaultProgram(programs, sizes, RECORD)
+        self._is_open = True
         try:
             self._watched = self._program.map("watched")
-            self._ring = Ring(self._program.map("faults"), RECORD)
             self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except OSError as error:
-            self._release()
+            self._program.close()
             raise Unavailable(
-                place="faults", problem=f"no shared memory: {error.strerror}", fix="run as root"
+                place="faults", problem=error.strerror or str(error), fix="allow more open files (ulimit -n)"
             ) from error
         except Unavailable:
-            self._release()
+            self._program.close()
             raise
 
     def attach(self) -> None:
         """Begin; all faults of the machine pass the program from now on. Raises Unavailable."""
-        self._events = perf_event.attach(self._program, "on_sample", perf_event.PAGE_FAULTS_MINOR)
+        self._program.attach("on_sample", perf_event.PAGE_FAULTS_MINOR)
 
     def passed_count(self) -> int:
         """Return how many faults of the machine have passed. Raises OSError."""
-        return perf_event.count(self._events)
+        return self._program.passed_count()
 
     def watch(self, pid: int, start_ticks: int, shift: int, refill: int) -> None:
         """Record one page in 2**shift of this process; after `refill` records one in twice as many, and so on.
@@ -117,11 +107,11 @@ class SampleReader:
 
     def drain(self) -> Samples:
         """Return the records since the last call, and make room."""
-        return np.empty(0, RECORD) if self._ring is None else self._ring.drain()
+        return self._program.ring.drain() if self._is_open else np.empty(0, RECORD)
 
     def wait(self) -> bool:
         """Sleep until the ring is half full (True) or `interrupt` is called (False)."""
-        return self._ring is not None and self._ring.wait(self._stop)
+        return self._is_open and self._program.ring.wait(self._stop)
 
     def interrupt(self) -> None:
         """End a wait, now and for ever; safe from any thread."""
@@ -129,12 +119,7 @@ class SampleReader:
 
     def close(self) -> None:
         """Detach, unload, and give the shared memory back; a second call does nothing."""
-        if self._ring is not None:
+        if self._is_open:
+            self._is_open = False
             os.close(self._stop)
-        self._release()
-
-    def _release(self) -> None:
-        self._program.close()
-        if self._ring is not None:
-            self._ring.close()
-            self._ring = None
+            self._program.close()

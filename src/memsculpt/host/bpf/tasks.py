@@ -9,9 +9,8 @@ import numpy.typing as npt
 
 from memsculpt.domain.arrays import Int64
 from memsculpt.errors import Unavailable
-from memsculpt.host.bpf.libbpf import Program
+from memsculpt.host.bpf.program import PROGRAMS, Program
 
-PROGRAMS = Path(__file__).parent / "programs"
 # native/bpf/records.h, struct task_record; tests/kernel/test_bpf_tasks.py holds the two against each other.
 RECORD = np.dtype(
     [
@@ -43,14 +42,7 @@ class TaskReader:
 
     def __init__(self, programs: Path = PROGRAMS) -> None:
         """Load the program. Raises Unavailable where it was not compiled, or the kernel refuses it."""
-        path = programs / "tasks.bpf.o"
-        if not path.exists():
-            raise Unavailable(
-                place=f"BPF program {path.name}",
-                problem="was not compiled",
-                fix="apt install clang libbpf-dev, then tools/setup run",
-            )
-        self._program = Program(path)
+        self._program = Program(programs / "tasks.bpf.o")
         try:
             self._iterator = self._program.iterator("list_tasks")
         except Unavailable:

@@ -24,6 +24,7 @@ from memsculpt.host.bpf.faults import MOVED, MOVING, UNMAPPED, FaultReader
 from memsculpt.host.bpf.pagewalk import AttachedWalker, PageWalker
 from memsculpt.host.linux import procfs
 from memsculpt.host.linux.code_places import SHARED_NAMES
+from memsculpt.host.linux.fault_stacks import NO_COPY, FaultStacks
 from memsculpt.host.linux.opened import OpenedProcess, find_instance, wait_for_end
 from memsculpt.host.linux.symbols import Symbols
 
@@ -32,8 +33,11 @@ MOVED_MOST = 1 << 51  # results of mremap above are errors, as page numbers
 SURVEY_S = 0.5
 # More are not kept: from here on only every second, fourth, ... fault is recorded, with its weight.
 FAULTS_MOST = 2_000_000
+TOLD_RATIO = 0.01  # of the bytes, from which on doubts are told
 FULL_RATIO = 0.5  # of the ring at a drain
-SLIM = np.dtype([("address", "<u8"), ("size", "<u8"), ("stack", "<i4"), ("thread", "<u4"), ("words", "<i8")])
+SLIM = np.dtype(
+    [("address", "<u8"), ("size", "<u8"), ("stack", "<i4"), ("thread", "<u4"), ("words", "<i8"), ("unwound", "<i8")]
+)
 
 
 class GrowthRecorder:
@@ -45,16 +49,13 @@ class GrowthRecorder:
         self._process = find_instance(pid)
         self._opened = OpenedProcess(self._process)
         self._symbols = Symbols(pid)
+        self._fault_stacks = FaultStacks(self._symbols)
         self._faults: FaultReader | None = None
         self._walker: PageWalker | None = None
         self._walk: AttachedWalker | None = None
         self._mappings: tuple[Mapping, ...] = ()
         self._kept: list[npt.NDArray[np.void]] = []
         self._weights: list[tuple[int, int]] = []  # (how many records, what each stands for)
-        self._stack_of: dict[int, tuple[int, ...]] = {}
-        self._is_return: dict[int, bool] = {}
-        self._words: dict[tuple[int, ...], int] = {}
-        self._words_of: list[tuple[int, ...]] = []
         self._huge: set[int] = set()
         self._notes: list[str] = []
 
@@ -151,40 +152,21 @@ class GrowthRecorder:
         found = faults.drain()
         if not len(found):
             return
-        for number in np.unique(found["stack"]).tolist():
-            if number not in self._stack_of:
-                self._stack_of[number] = faults.stack(number)
-        self._kept.append(self._slimmed(found))
+        self._kept.append(self._slimmed(faults, found))
         self._weights.append((len(found), self._every))
         kept = sum(count for count, _ in self._weights)
         if fill_ratio > FULL_RATIO or kept > FAULTS_MOST * (1 + self._every // self._weights[0][1]) / 2:
             self._every *= 2
             faults.sample(self._every)
 
-    def _slimmed(self, found: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-        """Return the records with a number for the words of their stacks: of those only what can be a return counts."""
+    def _slimmed(self, faults: FaultReader, found: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+        """Return what is kept of the records."""
         slim = np.empty(len(found), SLIM)
         for name in ("address", "stack", "thread"):
             slim[name] = found[name]
         slim["size"] = found["words"][:, 0]
-        words: npt.NDArray[np.uint64] = np.array(found["words"])
-        words[found["stack"] <= UNMAPPED] = 0
-        candidates, inverse = np.unique(words, return_inverse=True)
-        for address in candidates[self._symbols.may_be_code(candidates)].tolist():
-            if address not in self._is_return:
-                self._is_return[address] = self._symbols.is_return(address)
-        good = np.array([self._is_return.get(address, False) for address in candidates.tolist()], np.bool_)
-        words[~good[inverse.reshape(words.shape)]] = 0
-        patterns, number = np.unique(words, axis=0, return_inverse=True)
-        known = [self._words_number(tuple(word for word in pattern if word)) for pattern in patterns.tolist()]
-        slim["words"] = np.array(known, np.int64)[number.reshape(-1)]
+        slim["words"], slim["unwound"] = self._fault_stacks.take(faults, found, faults.drain_copies())
         return slim
-
-    def _words_number(self, words: tuple[int, ...]) -> int:
-        number = self._words.setdefault(words, len(self._words))
-        if number == len(self._words_of):
-            self._words_of.append(words)
-        return number
 
     def _survey(self) -> PageBits | None:
         """Look at mappings and page tables; None where they are gone."""
@@ -194,6 +176,7 @@ class GrowthRecorder:
             return None
         if self._mappings:
             self._symbols.update(self._mappings)
+            self._fault_stacks.update()
         if self._walk is None:
             return None
         try:
@@ -235,24 +218,28 @@ class GrowthRecorder:
         weights, touched = weights[chosen], came[:, 1]
         pages: Int64 = held_at[:, 0]
         held = np.where(held_at[:, 1] != 0, _count_there(after, pages, touched), 0)
-        rows: defaultdict[tuple[int, int, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+        rows: defaultdict[tuple[int, int, int, str], list[int]] = defaultdict(lambda: [0, 0, 0])
         kinds = self._kinds(records["address"][chosen].astype(np.int64))
-        for number, words, kind, size, left, weight in zip(
-            records["stack"][chosen].tolist(),
-            records["words"][chosen].tolist(),
+        of_stacks = records["stack"][chosen].astype(np.int64), records["words"][chosen]
+        unwound = self._fault_stacks.shared(*of_stacks, records["unwound"][chosen])
+        self._tell_doubts(records["unwound"][chosen], unwound, touched * weights)
+        for number, words, calls, kind, size, left, weight in zip(
+            of_stacks[0].tolist(),
+            of_stacks[1].tolist(),
+            unwound.tolist(),
             kinds,
             touched.tolist(),
             held.tolist(),
             weights.tolist(),
             strict=True,
         ):
-            row = rows[number, words, kind]
+            row = rows[number, words, calls, kind]
             row[0] += size * weight
             row[1] += left * weight
             row[2] += weight
         merged: defaultdict[tuple[tuple[tuple[str, str], ...], str], list[int]] = defaultdict(lambda: [0, 0, 0])
-        for (number, words, kind), row in rows.items():
-            frames = self._symbols.frames(self._stack_of.get(number, ()), self._words_of[words])
+        for (number, words, calls, kind), row in rows.items():
+            frames = self._fault_stacks.frames(number, words, calls)
             into = merged[tuple((frame.function, frame.module) for frame in frames), kind]
             for column, value in enumerate(row):
                 into[column] += value
@@ -267,6 +254,16 @@ class GrowthRecorder:
             for (frames, kind), row in merged.items()
         ]
         return tuple(sorted(found, key=lambda one: (-one.touched_bytes, one.frames)))
+
+    def _tell_doubts(self, copied: Int64, unwound: Int64, sizes: Int64) -> None:
+        whole = np.array([self._fault_stacks.is_whole(number) for number in unwound.tolist()], np.bool_)
+        for rows, what in (
+            (~whole, "have a stack that may end before its first function"),
+            (whole & (copied == NO_COPY), "came too fast for their stacks: they have that of the nearest like fault"),
+        ):
+            ratio = float(sizes[rows].sum() / max(1, sizes.sum()))
+            if ratio > TOLD_RATIO:
+                self._notes.append(f"{ratio:.0%} of the bytes {what}")
 
     def _kinds(self, addresses: Int64) -> list[str]:
         starts = np.array([one.start for one in self._mappings], np.int64)

@@ -159,6 +159,12 @@ class Symbols:
         found += [self.frame_at(address - 1) for address in rest]
         return tuple(found)
 
+    def frames_of_calls(self, addresses: Sequence[int], rest: Sequence[int] = ()) -> tuple[Frame, ...]:
+        """Return the functions of an unwound stack, and of `rest`, a stack by frame pointers, from where it is that."""
+        last = addresses[-1]
+        joined = [*addresses, *(rest[rest.index(last) + 1 :] if last in rest else ())]
+        return tuple(self.frame_at(address - (row > 0)) for row, address in enumerate(joined))
+
     def may_be_code(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Return which addresses lie in mappings with code."""
         code = [one for one in self._mappings if one.is_executable]
@@ -170,6 +176,13 @@ class Symbols:
     def is_return(self, address: int) -> bool:
         """Tell whether an address is in code and follows a call."""
         return self._is_code(address) and self._follows_call(address)
+
+    def code_at(self, address: int) -> tuple[str, int, int] | None:
+        """Return the file that holds an address of code: its name, a descriptor, and where in it; None without one."""
+        mapping = self._mapping(address)
+        if mapping is None or not mapping.is_executable or mapping.name not in self._codes:
+            return None
+        return mapping.name, self._codes[mapping.name], address - mapping.start + mapping.offset
 
     def frame_at(self, address: int) -> Frame:
         """Return the function at an address; "[unknown]" in a module whose symbols are not there."""
