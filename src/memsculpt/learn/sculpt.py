@@ -69,7 +69,7 @@ def read(observation: Observation, pool: Pool) -> Reading | None:
 def rates(before: Reading, after: Reading) -> tuple[float, float, float]:
     """Return (major faults in a second, stalled share of time, processor time) between two readings; NaN at once."""
     passed_s = after.at_s - before.at_s
-    if passed_s < ALARM_LEAST_S:
+    if passed_s <= 0.0:
         return float("nan"), float("nan"), float("nan")
     return (
         (after.major_faults_count - before.major_faults_count) / passed_s,
@@ -94,7 +94,7 @@ def judge(
     faults_per_s, stall_ratio, _ = rates(since, now)
     passed_s = now.at_s - since.at_s
     is_over = passed_s >= window_of(done)
-    if passed_s <= 0.0:
+    if passed_s < ALARM_LEAST_S:
         return Judgement(verdict=Verdict.UNDER_WAY, reason="its window has just begun")
     verdict, reason, precision, recall = _verdict(
         done, blocks, before, faults_per_s, stall_ratio, passed_s, is_over, max(left_bytes, done.left_bytes)
