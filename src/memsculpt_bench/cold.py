@@ -173,7 +173,7 @@ def _run_part(part: str, scale: Scale, arms: dict[str, dict[str, list[float]]]) 
             taken = 1.0 - seen.used_bytes / roomy
             column = {
                 "rate": median(rates[arm]),
-                "p99_us": median(p99[arm]),
+                **({} if programs[arm].is_histogram else {"p99_us": median(p99[arm])}),
                 "held_bytes": float(seen.used_bytes),
                 "taken_ratio": taken,
                 # What the compressed copies take in memory is not charged to anybody; here it is.
@@ -282,11 +282,12 @@ def _ratios(arms: Mapping[str, Mapping[str, list[float]]], part: str, column: st
 
 
 def _told(arms: Mapping[str, Mapping[str, list[float]]], part: str) -> str:
-    return ", ".join(
-        f"{arm} {arms[f'{part} {arm}']['rate'][-1] / 1e3:.1f} k/s, p99 {arms[f'{part} {arm}']['p99_us'][-1]:.0f} us, "
-        f"taken {arms[f'{part} {arm}']['taken_ratio'][-1]:.0%}"
-        for arm in ARMS
-    )
+    told: list[str] = []
+    for arm in ARMS:
+        columns = arms[f"{part} {arm}"]
+        p99 = f", p99 {columns['p99_us'][-1]:.0f} us" if "p99_us" in columns else ""
+        told.append(f"{arm} {columns['rate'][-1] / 1e3:.1f} k/s{p99}, taken {columns['taken_ratio'][-1]:.0%}")
+    return "; ".join(told)
 
 
 def _nothing(_line: str) -> None:

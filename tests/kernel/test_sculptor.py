@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sculpting real processes while they write, fork, unmap and end: nothing of theirs is ever changed."""
 
+import contextlib
 import random
 import threading
 from pathlib import Path
 
 import pytest
 
+from memsculpt.agent.sculpting import Sculpting
+from memsculpt.domain.pool import ColdZone, HotZone
+from memsculpt.domain.settings import Mode, PartitionSettings, Settings
+from memsculpt.domain.workload import Match
 from memsculpt.errors import Transient, Vanished
+from memsculpt.host import open_host
 from memsculpt.host.linux import LinuxHost, sculptor
+from memsculpt.plan import SculptRules
 from tests.kernel.conftest import MIB, Child
 
 pytestmark = [
@@ -21,6 +28,12 @@ pytestmark = [
 ]
 
 CODE = Path(__file__).with_name("scribe.py").read_text()
+
+
+@pytest.fixture
+def stack():
+    with contextlib.ExitStack() as opened:
+        yield opened
 
 
 class Scribe:
@@ -160,3 +173,29 @@ def test_many_huge_pages_apart_are_all_counted(host, begin):
     frames = host.frames(scribe.instance, [(address, address + 2400 * MIB)])
     assert frames.huge_bytes.tolist() == [1200 * MIB]
     assert host.split(scribe.instance, [(address, address + 2400 * MIB)]).moved_bytes == 1200 * MIB
+
+
+@pytest.mark.needs("page_walk")
+def test_a_real_pool_is_sculpted(begin, own_cgroup_name, stack):
+    """What lies still leaves, but for what would not get smaller; what is written all the time is gathered."""
+    scribe = begin()
+    partitions = (PartitionSettings(name="own", match=Match(cgroup=own_cgroup_name)),)
+    settings = Settings(mode=Mode.APPLY, partitions=partitions)
+    host = stack.enter_context(contextlib.closing(open_host(settings)))  # one that finds a source of touched pages
+    sculpting = Sculpting(host, settings, SculptRules(returns_least_page_s=1.0))
+    host.split(scribe.instance, [scribe.areas["busy"]])  # the kernel gave huge pages where they were asked for
+    host.watch(partitions)
+    for _ in range(16):
+        sculpting.look(host.observe())
+        host.wait_until(host.now_s() + 0.05)
+    (pool,) = (one.pool for one in sculpting.pools())
+    cold = sculpting.sculpt(pool, ColdZone(size_bytes=256 * MIB), host.observe(), may_act=True)
+    assert 32 * MIB < cold.paged_out_bytes < 60 * MIB
+    assert dict(cold.problems)["hardly compressible"] > 8 * MIB
+    assert cold.resident_after_bytes < cold.resident_before_bytes - 24 * MIB
+    hot = sculpting.sculpt(pool, HotZone(size_bytes=64 * MIB), host.observe(), may_act=True)
+    assert hot.collapsed_bytes >= 2 * MIB, hot.reason
+    assert hot.huge_after_bytes - hot.huge_before_bytes == hot.collapsed_bytes
+    assert scribe.is_right()
+    sculpting.close(may_act=True)
+    assert int(host.frames(scribe.instance, [scribe.areas["busy"]]).huge_bytes[0]) == 0

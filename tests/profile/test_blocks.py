@@ -151,3 +151,12 @@ def test_a_block_costs_little():
 def test_a_pool_is_made_of_whole_blocks(ranges, size):
     with pytest.raises(ValueError, match="block"):
         Pool(id="x", workload=WorkloadId("x"), process=Instance(pid=1, start_ticks=1), ranges=ranges, block_bytes=size)
+
+
+def test_files_and_shared_memory_are_none_of_a_pool_s():
+    """A pool's ranges are whole regions, in which other mappings may lie as well."""
+    row = touches(1, 1, start=HERE)
+    other = dataclasses.replace(row.mappings[0], name="/usr/lib/libc.so.6", is_file=True)
+    mixed = dataclasses.replace(row, mappings=(*row.mappings, other), mapping_index=np.array([0, 1]))
+    state = profile.update(profile.begin(pool(2), 0.0), mixed, 10.0)
+    assert state.present.tolist() == [16, 0]

@@ -96,14 +96,25 @@ def _sifted(host: Host, pool: Pool, leave: Int64) -> tuple[Int64, Int64]:
     """Return what of `leave` is worth compressing, and what is not."""
     if not len(leave) or host.swap_tier() is not Tier.COMPRESSED:
         return leave, NO_RANGES
-    # One sample for the ranges that begin in the same MiB.
+    leave = _cut(leave)
+    # One sample for the ranges in the same MiB, or of some of these.
     firsts = np.flatnonzero(np.diff(leave[:, 0] // SAMPLED_BYTES, prepend=-1))
-    step = -(-len(firsts) // SAMPLES_MOST)
-    firsts = firsts[::step]
+    firsts = firsts[:: -(-len(firsts) // SAMPLES_MOST)]
     packed = host.packed_ratio(pool.process, leave[firsts, 0])
     counts = np.diff(np.append(firsts, len(leave)))
     is_dense = np.repeat(packed > PACKED_MOST_RATIO, counts)
     return leave[~is_dense], leave[is_dense]
+
+
+def _cut(ranges: Int64) -> Int64:
+    """Return ranges cut at each border of a MiB."""
+    first = ranges[:, 0] // SAMPLED_BYTES
+    counts = -(-ranges[:, 1] // SAMPLED_BYTES) - first
+    row = np.repeat(np.arange(len(ranges)), counts)
+    number: Int64 = np.arange(len(row), dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.maximum((first[row] + number) * SAMPLED_BYTES, ranges[row, 0])
+    ends = np.minimum((first[row] + number + 1) * SAMPLED_BYTES, ranges[row, 1])
+    return np.stack((starts, ends), axis=1)
 
 
 def _total(column: Int64) -> int:

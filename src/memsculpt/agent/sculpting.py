@@ -61,7 +61,7 @@ class _Open:
     kind: type[SculptRequest]
     done: SculptDone
     before: tuple[float, float, float]
-    since: learn.Reading
+    since: learn.Reading | None  # the first after it: what the sculpt itself took is not held against it
 
 
 @dataclass(slots=True)
@@ -330,10 +330,8 @@ class Sculpting:
         done = act.sculpt(self._host, blocks.pool, order)
         self._note(known, done)
         before = self._rates(known)
-        since = known.readings[-1] if known.readings else None
-        if since is not None and done.moved_bytes:
-            # From here on: what the sculpt itself took is not held against it.
-            known.open.append(_Open(type(request), done, before, replace(since, at_s=done.at_s)))
+        if done.moved_bytes:
+            known.open.append(_Open(type(request), done, before, None))
         if done.left_bytes:
             known.paged_out_at_s = observation.time_s
         known.stats = replace(
@@ -381,6 +379,9 @@ class Sculpting:
         blocks, now = known.blocks, known.readings[-1]
         if blocks is None:
             return True
+        if one.since is None:
+            one.since = now if now.at_s > one.done.at_s else None
+            return False
         left_bytes = sum(other.done.left_bytes for other in known.open)
         found = learn.judge_sculpt(one.done, blocks, one.before, one.since, now, left_bytes)
         if found.verdict is Verdict.UNDER_WAY:

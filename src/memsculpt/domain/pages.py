@@ -62,6 +62,12 @@ class Mapping:
     is_executable: bool = False
     offset: int = 0  # in the file, of the first byte
 
+    @property
+    def is_sculptable(self) -> bool:
+        """Tell whether it is private, writable, anonymous memory: heap or anonymous mapping, no stack."""
+        is_named = self.name not in {"", "[heap]"} and not self.name.startswith("[anon:")
+        return self.is_writable and not self.is_shared and not self.is_file and not is_named
+
 
 def count_bits(bits: Bits) -> Int64:
     """Return how many pages are set in each region, shape (n_regions,)."""

@@ -17,6 +17,7 @@ from memsculpt.domain.pool import Blocks, Pool, SculptDone, Verdict
 
 WINDOW_S = 30.0
 WINDOW_MOST_S = 600.0
+ALARM_LEAST_S = 3.0  # below it faults are counted too finely to say anything
 FAULT_S = 25e-6
 LOSS_MOST_RATIO = 0.01  # of wall time: twice what the planner allows itself
 STALL_MOST_RATIO = 0.01
@@ -93,7 +94,7 @@ def judge(
     faults_per_s, stall_ratio, _ = rates(since, now)
     passed_s = now.at_s - since.at_s
     is_over = passed_s >= window_of(done)
-    if passed_s <= 0.0:
+    if passed_s < ALARM_LEAST_S:
         return Judgement(verdict=Verdict.UNDER_WAY, reason="its window has just begun")
     verdict, reason, precision, recall = _verdict(
         done, blocks, before, faults_per_s, stall_ratio, passed_s, is_over, max(left_bytes, done.left_bytes)

@@ -154,10 +154,10 @@ _COLUMNS = (
 
 def _by_block(blocks: Blocks, touches: Touches, rows: slice) -> tuple[UInt16, UInt16, Bool, UInt16]:
     """Return (present, swapped, is huge, which parts were touched) of the blocks of `rows`."""
-    starts, present, swapped, huge, pages = _small_rows(touches)
+    starts, present, swapped, huge, pages, ours = _small_rows(touches)
     where = blocks.rows_of(starts) - rows.start
     count = rows.stop - rows.start
-    inside = (where >= 0) & (where < count)
+    inside = (where >= 0) & (where < count) & ours
     if not inside.all():
         starts, where, huge = starts[inside], where[inside], huge[inside]
         present, swapped, pages = present[inside], swapped[inside], pages[inside]
@@ -178,11 +178,15 @@ def _by_block(blocks: Blocks, touches: Touches, rows: slice) -> tuple[UInt16, UI
     return found[0], found[1], is_huge, found[2]
 
 
-def _small_rows(touches: Touches) -> tuple[Int64, UInt16, UInt16, Bool, UInt16]:
-    """Return rows of 64 KiB: as they are, or larger ones cut, each part touched where the whole is."""
+def _small_rows(touches: Touches) -> tuple[Int64, UInt16, UInt16, Bool, UInt16, Bool]:
+    """Return rows of 64 KiB: as they are, or larger ones cut, each part touched where the whole is.
+
+    The last column tells whether the row's mapping may be sculpted: files and shared memory are none of a pool's.
+    """
+    ours = np.array([one.is_sculptable for one in touches.mappings], np.bool_)[touches.mapping_index]
     if touches.touched_pages is not None:
         present, swapped = touches.present.astype(np.uint16), touches.swapped.astype(np.uint16)
-        return touches.starts, present, swapped, touches.is_huge, touches.touched_pages
+        return touches.starts, present, swapped, touches.is_huge, touches.touched_pages, ours
     firsts = touches.starts // BLOCK_BYTES
     counts = -(-touches.ends // BLOCK_BYTES) - firsts
     row = np.repeat(np.arange(len(counts)), counts)
@@ -194,6 +198,7 @@ def _small_rows(touches: Touches) -> tuple[Int64, UInt16, UInt16, Bool, UInt16]:
         np.minimum(touches.swapped[row] // counts[row], PARTS).astype(np.uint16),
         touches.is_huge[row],
         pages[row],
+        ours[row],
     )
 
 

@@ -243,15 +243,15 @@ class _Call:
 
 def why_not(mapping: pages.Mapping) -> str:
     """Return why a mapping is not sculpted, "" where it is: private, writable, anonymous memory."""
+    if mapping.is_sculptable:
+        return ""
     if mapping.is_file and mapping.name.startswith("/anon_hugepage"):
         return "huge TLB memory"
     if mapping.is_shared:
         return "shared memory"
     if mapping.is_file:
         return "a device's" if mapping.name.startswith("/dev/") else "a file's"
-    if mapping.name not in {"", "[heap]"} and not mapping.name.startswith("[anon:"):
-        return "a stack, or the kernel's"
-    return "" if mapping.is_writable else "not writable"
+    return "a stack, or the kernel's" if mapping.is_writable else "not writable"
 
 
 def _permitted(opened: OpenedProcess, wanted: Int64) -> tuple[Int64, Mapping[str, int], list[int]]:
