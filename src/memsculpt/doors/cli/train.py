@@ -25,7 +25,7 @@ def add_command(subparsers: Subparsers) -> None:
         subparsers,
         "train",
         "learn from recorded series how the long-term forecaster weighs its candidates; fit models to workloads",
-        "With --out a gate, from the first file; of others a part is learnt from. Needs memsculpt[parquet].\n"
+        "With --out a gate from the first file; of others a part is learnt. Needs memsculpt[parquet].\n"
         "Takes some minutes for a hundred series, in a process of its own at the lowest priority.\n"
         "With --models or --store ARIMA and exponential smoothing for each series of the files, or each workload of the\n"
         "profile store, where that beats our own forecast. Needs memsculpt[fit]; some 5 s each.",
