@@ -25,10 +25,10 @@ def add_command(subparsers: Subparsers) -> None:
         subparsers,
         "train",
         "learn from recorded series how the long-term forecaster weighs its candidates; fit models to workloads",
-        "With --out a gate from the first file; of others a part is learnt. Needs memsculpt[parquet].\n"
+        "With --out a gate from the first file, and some of the others. Needs memsculpt[parquet].\n"
         "Takes some minutes for a hundred series, in a process of its own at the lowest priority.\n"
-        "With --models or --store ARIMA and exponential smoothing for each series of the files, or each workload of the\n"
-        "profile store, where that beats our own forecast. Needs memsculpt[fit]; some 5 s each.",
+        "With --models or --store ARIMA and exponential smoothing for each series of the files, or each workload of\n"
+        "the profile store, where that beats our own forecast. Needs memsculpt[fit]; some 5 s each.",
         "memsculpt train vms.parquet --capacity mem_cap_mib --out vms.gate",
     )
     parser.add_argument("files", metavar="FILE.parquet", nargs="*")
