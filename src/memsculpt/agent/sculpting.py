@@ -56,7 +56,7 @@ from memsculpt.host.protocol import Host, PageReader
 log = logging.getLogger(__name__)
 
 SUMMED_EVERY_S = 10.0  # what may leave a pool or be gathered is found out anew
-SUMMED_MOST_BLOCKS = 100_000  # in a tick: some 10 ms
+SUMMED_MOST_BLOCKS = 32_768  # in a tick, and 8 pools: some 5 ms; a pool that is larger is alone in its tick
 READINGS_S = 30.0  # what is known of a pool's faults before a sculpt
 
 
@@ -242,7 +242,7 @@ class Sculpting:
             if left <= 0 or now_s - known.summed_at_s < SUMMED_EVERY_S:
                 break
             if known.blocks is not None and known.blocks.interval_s > 0.0:
-                left -= known.blocks.pool.count + SUMMED_MOST_BLOCKS // 16  # whatever their size, no more than 16
+                left -= known.blocks.pool.count + SUMMED_MOST_BLOCKS // 8
                 begin_s = time.thread_time()
                 known.summary, known.summed_at_s = self._summed(known, observation), now_s
                 known.stats = replace(known.stats, cpu_s=known.stats.cpu_s + time.thread_time() - begin_s)
@@ -371,7 +371,7 @@ class Sculpting:
         faults_per_s, _, cpu_ratio = self._rates(known)
         if size_bytes and not self._refusal(known, ColdZone(size_bytes=size_bytes), observation):
             loss = 0.0 if math.isnan(faults_per_s) else faults_per_s * self._rules.fault_s
-            cold = plan.choose_cold(blocks, size_bytes, now_s, loss_ratio=loss, rules=self._rules)
+            cold = plan.weigh_cold(blocks, size_bytes, now_s, loss_ratio=loss, rules=self._rules)
             summary = replace(
                 summary, cold_bytes=cold.size_bytes, idle_least_s=cold.idle_least_s, loss_ratio=cold.loss_ratio
             )

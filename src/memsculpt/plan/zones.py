@@ -43,6 +43,8 @@ def without_gone(
     The working set never forgets it. A forecast does, once its history holds nothing from before: only until then is
     it corrected.
     """
+    if not any(pool.gone_bytes for pool in pools):
+        return profiles, forecasts
     ids = {each: row for row, each in enumerate(observation.workloads.ids)}
     gone, lately = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
     for pool in pools:
@@ -78,10 +80,12 @@ def send_cold(
 ) -> Taken:
     """Return what leaves with cold blocks of pools added, for what free ahead leaves lacking."""
     least = settings.plan.min_move_bytes
+    if settings.plan.sculpt is Sculpt.OFF or not planner.abilities.page_out or not any(one.cold_bytes for one in pools):
+        return taken
     lacking = lacking_bytes(now) - taken.size_bytes
     rate = int(planner.page_out_budget_bytes) - taken.size_bytes
     swap = swap_room_bytes(observation, settings) - taken.size_bytes
-    if settings.plan.sculpt is Sculpt.OFF or not planner.abilities.page_out or min(lacking, rate, swap) < least:
+    if min(lacking, rate, swap) < least:
         return taken
     row_of = {each: row for row, each in enumerate(now.workloads.ids)}
     held_back = [reason for reason in taken.held_back if reason.code != "no-cold"]
@@ -126,15 +130,15 @@ def gather_hot(
 ) -> tuple[SculptPool, ...]:
     """Return the pools whose hot regions are worth gathering: each once a minute at most, and none while room lacks."""
     is_asked = settings.plan.sculpt is Sculpt.ALL and settings.mode is Mode.APPLY and planner.abilities.gather
-    room = now.target_bytes - int(now.held_bytes.sum()) - _growth_bytes(now)
-    if not is_asked or room <= 0 or taken.actions:
+    if not is_asked or taken.actions or not any(one.hot_bytes for one in pools):
         return ()
+    room = now.target_bytes - int(now.held_bytes.sum()) - _growth_bytes(now)
     row_of = {each: row for row, each in enumerate(now.workloads.ids)}
     actions: list[SculptPool] = []
     for pool in sorted(pools, key=lambda each: (-each.gain_s_per_s, each.pool)):
         row = row_of.get(pool.workload, -1)
         rests = now.now_s - pool.gathered_at_s < GATHERED_EVERY_S
-        if row < 0 or rests or pool.hot_bytes < REGION_BYTES or pool.fills_bytes > room:
+        if row < 0 or rests or pool.hot_bytes < REGION_BYTES or room <= 0 or pool.fills_bytes > room:
             continue
         partition = int(now.workloads.partition_row[row])
         if partition < 0 or now.held_bytes[partition] + pool.fills_bytes > now.ceiling_bytes[partition]:
