@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 
 from memsculpt import act, forecast, learn, plan, profile
 from memsculpt.agent.foresight import Foresight
@@ -165,7 +166,13 @@ class Agent:
         self._sculpt(observation)
         answered = self._answer(observation, profiles, forecasts)
         self._planner, chosen = plan.choose(
-            self._planner, observation, profiles, forecasts, self._corrections, settings
+            self._planner,
+            observation,
+            profiles,
+            forecasts,
+            self._corrections,
+            settings,
+            pools=self._sculpting.summaries(observation),
         )
         applied = self._carry_out(observation, chosen)
         self._watch_created(applied)
@@ -313,7 +320,8 @@ class Agent:
         if may_act and self._journal is not None:
             # The planner saves up rates over two ticks at most; that is checked once more at the last moment.
             budget = act.Budget.for_tick(self._settings.plan, observation.memory, 2.0 * self._settings.interval_s)
-            return act.apply(self._host, self._journal, chosen, self._ids, budget=budget)
+            sculptor = partial(self._sculpting.carry_out, observation=observation)
+            return act.apply(self._host, self._journal, chosen, self._ids, budget=budget, sculptor=sculptor)
         return act.rehearse(chosen, self._host.now_s(), self._ids)
 
     def _tell_of_journal(self, *, may_act: bool) -> None:
@@ -387,6 +395,7 @@ def _abilities_of(host: Host) -> Abilities:
     return Abilities(
         page_out=can("page_out"),
         page_in=can("page_in"),
+        gather=can("collapse"),
         reclaim=can("memory_reclaim"),
         limits=can("cgroup_limits"),
         groups=can("cgroup_limits"),

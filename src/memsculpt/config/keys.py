@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from memsculpt.config import values
 from memsculpt.config.values import Read
-from memsculpt.domain.settings import Kind, Mode
+from memsculpt.domain.settings import Kind, Mode, Sculpt
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ PLAN = {
     "min_move": Key("min_move_bytes", values.size(low_bytes=4096)),
     "proactive": Key("proactive_ratio", values.ratio(0.1, 1.0)),
     "prefetch": Key("prefetch", values.flag),
+    "sculpt": Key("sculpt", values.choice(Sculpt)),
 }
 
 PARTITION = {

@@ -24,6 +24,14 @@ class Kind(Enum):
     DYNAMIC = "dynamic"
 
 
+class Sculpt(Enum):
+    """What a plan may do inside of pools by itself: nothing, send out cold blocks, or gather hot ones, too."""
+
+    OFF = "off"
+    COLD = "cold"
+    ALL = "all"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionSettings:
     """One `[[partition]]`: a share of main memory, what it is promised and may grow to."""
@@ -119,6 +127,7 @@ class PlanSettings:
     min_move_bytes: int = 4 * MIB  # smaller moves are not worth their cost
     proactive_ratio: float = 0.95  # free ahead when forecast use passes this share of the capacity
     prefetch: bool = True
+    sculpt: Sculpt = Sculpt.COLD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
