@@ -105,6 +105,7 @@ def test_training_and_running_say_the_same():
                 least=float(part.least[row]),
                 scale=float(part.scale[row]),
                 capacity=1.0,
+                stays=0.0,
                 log_stretch=0.0,
             )
         )

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memsculpt.forecast.longterm import LEVELS, STEPS, History, look_ahead
+from memsculpt.forecast.longterm import LEVELS, STEPS, History, look_ahead, prior
 from memsculpt.forecast.longterm.history import cleaned
 from memsculpt.forecast.longterm.moment import (
     CHANGES,
     FEATURES,
     PATH_NAMES,
     PEAK_NAMES,
+    Moment,
     describe,
     peak_place,
 )
@@ -138,3 +139,20 @@ def test_equal_values_have_equal_rank():
     assert all(len(np.unique(ranks[values == one])) == 1 for one in range(9))
     assert ranks.mean() == pytest.approx(0.5, abs=0.01)
     assert np.array_equal(ranks_among(values, values[-20:]), ranks[-20:])
+
+
+def moment_of(values: np.ndarray) -> Moment:
+    return describe(cleaned(History(values=values, covariates={}, step=len(values), interval_s=300.0, capacity=1000.0)))
+
+
+def test_a_plateau_is_told_from_what_returns_to_its_mean():
+    """Where levels hold for hours the last value foretells best; of noise around a mean the mean does."""
+    chance = np.random.default_rng(2)
+    plateaus = np.repeat(chance.uniform(100, 900, 40), 72) + chance.standard_normal(2880)
+    returning = 400.0 + 60.0 * chance.standard_normal(2880)
+
+    assert moment_of(plateaus).stays == 1.0
+    assert moment_of(returning).stays == 0.0
+    assert moment_of(np.full(2880, 400.0)).stays == 1.0
+    path = prior.apply(moment_of(plateaus))[1]
+    assert path[0] == pytest.approx(plateaus[-1], abs=1.0)

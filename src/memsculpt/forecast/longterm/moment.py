@@ -36,6 +36,8 @@ PEAK_LEVELS = np.array([0, 2, 10, 25, 40, 50, 60, 70, 80, 85, 90, 93, 95, 97, 98
 NEAR_LEVELS = np.array([0.5, 0.75, 0.9, 0.97, 0.99, 1.0])
 RECENT_LEVELS = np.array([0.5, 0.9, 0.99, 1.0])
 CHANGE_LEVELS = np.array([0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 1.0])
+STAYS_POINTS = 2 * HOUR
+STAYS_FROM, STAYS_TO = 1.1, 1.25  # of the errors' ratio: from here on the last value counts, from there alone
 RECENT_POINTS = (HOUR, QUARTER_DAY, DAY, 2 * DAY, WEEK)
 SAME_TIME_DAYS = (1, 2, 7, 14)
 SAME_TIME_POINTS = 6
@@ -77,6 +79,7 @@ class Moment:
     least: float  # what a ratio is softened with, so that nothing divides by 0
     scale: float  # mean absolute change from point to point in the last week
     capacity: float
+    stays: float  # 0 to 1: how much better than the last two hours' mean the last value has foretold the next hour
     log_stretch: float  # what the replay of the last past moments asks the spread to be multiplied with; see replay.py
 
 
@@ -91,6 +94,22 @@ def peak_place(name: str) -> int:
 def path_place(name: str) -> int:
     """Return where a candidate for the path stands in `Moment.paths`. Raises ValueError."""
     return PATH_NAMES.index(name)
+
+
+def _stays(values: Float64) -> float:
+    """Tell plateaus from what returns to its mean, by how far each was off an hour later in the last week."""
+    recent = values[-WEEK:]
+    if len(recent) <= 2 * STAYS_POINTS:
+        return 0.5
+    ahead = recent[STAYS_POINTS + PEAK_STEPS - 1 :]
+    lasts = recent[STAYS_POINTS - 1 : len(recent) - PEAK_STEPS]
+    sums = np.cumsum(np.concatenate(([0.0], recent)))
+    means = (sums[STAYS_POINTS:] - sums[:-STAYS_POINTS])[: len(lasts)] / STAYS_POINTS
+    off_by_last = float(np.abs(ahead - lasts).mean())
+    off_by_mean = float(np.abs(ahead - means).mean())
+    if off_by_last == 0.0:
+        return 1.0
+    return float(np.clip((off_by_mean / off_by_last - STAYS_FROM) / (STAYS_TO - STAYS_FROM), 0.0, 1.0))
 
 
 def describe(history: History) -> Moment:
@@ -154,6 +173,7 @@ def describe(history: History) -> Moment:
         least=least,
         scale=scale,
         capacity=history.capacity,
+        stays=_stays(values),
         log_stretch=log_stretch(replay(near.ranks, peaks_after, day if has_day else 0), reference + least, least),
     )
 

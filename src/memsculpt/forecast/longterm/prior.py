@@ -66,6 +66,8 @@ def apply(moment: Moment) -> tuple[Float64, Float64]:
         for name, by_knot in PATH_WEIGHTS[number].items():
             path += np.array(by_knot) @ BETWEEN * moment.paths[path_place(name), number]
         paths[number] = path
+    # Of what stands on plateaus the middle is where it stands: no mean of the past comes near it.
+    paths[0] += moment.stays * (moment.paths[path_place("now"), 0] - paths[0])
     raised = np.maximum.accumulate(peaks)[np.newaxis]
     spread = respread(raised, np.array([moment.capacity]), np.array([moment.log_stretch]), LAW)
     return spread[0], np.maximum.accumulate(paths, axis=0)
