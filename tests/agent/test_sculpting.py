@@ -6,10 +6,11 @@ import logging
 import pytest
 
 from memsculpt.agent.sculpting import Sculpting
+from memsculpt.domain.plan import Reason, SculptPool
 from memsculpt.domain.pool import ColdZone, HotZone, Prefetch, SculptStats, Verdict, Zone
 from memsculpt.domain.settings import Mode, PartitionSettings, PlanSettings, Settings
 from memsculpt.domain.workload import Match
-from memsculpt.errors import UsageError
+from memsculpt.errors import UsageError, Vanished
 from memsculpt.host.simulated import Constant, Cycle, Leak, Program, SimulatedHost, SwapFull
 
 MIB = 1 << 20
@@ -184,3 +185,32 @@ def test_who_ends_is_no_pool_any_more():
     scene.host.kill(process)
     scene.sculpting.look(scene.host.observe())
     assert scene.sculpting.pools() == ()
+
+
+def test_a_plan_is_told_what_may_leave_and_what_is_gone():
+    """The summary says what a sculpt would move; after it what is gone, and where it moved nothing it rests."""
+    scene = Scene(LEAKS)
+    scene.watch(160)
+    (before,) = scene.sculpting.summaries(scene.host.observe())
+    assert before.cold_bytes == pytest.approx(192 * MIB, abs=4 * MIB)
+    assert before.idle_least_s == pytest.approx(120.0, abs=5.0)
+    assert (before.gone_bytes, before.hot_bytes) == (0, 0)
+    action = SculptPool(
+        partition="web",
+        workload=before.workload,
+        process=before.process,
+        pool=before.pool,
+        request=ColdZone(size_bytes=64 * MIB),
+        reason=Reason(code="cold-blocks", text=""),
+    )
+    moved = scene.sculpting.carry_out(action, 32 * MIB, scene.host.observe())
+    assert moved.moved_bytes == pytest.approx(32 * MIB, abs=MIB)
+    scene.watch(5)
+    (after,) = scene.sculpting.summaries(scene.host.observe())
+    assert after.gone_bytes == moved.moved_bytes
+    assert after.cold_bytes == pytest.approx(before.cold_bytes - moved.moved_bytes, abs=MIB)
+    scene.host.kill(before.process)
+    scene.sculpting.watch(scene.host.observe())
+    assert scene.sculpting.summaries(scene.host.observe()) == ()
+    with pytest.raises(Vanished):
+        scene.sculpting.carry_out(action, 32 * MIB, scene.host.observe())

@@ -2,13 +2,16 @@
 """Sculpting real processes while they write, fork, unmap and end: nothing of theirs is ever changed."""
 
 import contextlib
+import functools
 import random
 import threading
 from pathlib import Path
 
 import pytest
 
+from memsculpt import act
 from memsculpt.agent.sculpting import Sculpting
+from memsculpt.domain.plan import Plan, Reason, SculptPool
 from memsculpt.domain.pool import ColdZone, HotZone
 from memsculpt.domain.settings import Mode, PartitionSettings, Settings
 from memsculpt.domain.workload import Match
@@ -199,3 +202,41 @@ def test_a_real_pool_is_sculpted(begin, own_cgroup_name, stack):
     assert scribe.is_right()
     sculpting.close(may_act=True)
     assert int(host.frames(scribe.instance, [scribe.areas["busy"]]).huge_bytes[0]) == 0
+
+
+def test_cold_blocks_leave_a_busy_process_as_a_plan_asks(begin, own_cgroup_name, stack, tmp_path):
+    """From what the pool's pages tell to an action that is carried out and journalled; the process writes on."""
+    scribe = begin()
+    partitions = (PartitionSettings(name="own", match=Match(cgroup=own_cgroup_name)),)
+    settings = Settings(mode=Mode.APPLY, partitions=partitions)
+    host = stack.enter_context(contextlib.closing(open_host(settings)))
+    journal = stack.enter_context(contextlib.closing(act.Journal.open(tmp_path / "state", machine_lock=None)))
+    sculpting = Sculpting(host, settings, SculptRules(returns_least_page_s=1.0))
+    host.watch(partitions)
+    for _ in range(16):
+        sculpting.look(host.observe())
+        host.wait_until(host.now_s() + 0.05)
+    observation = host.observe()
+    (summary,) = sculpting.summaries(observation)
+    assert summary.cold_bytes > 32 * MIB
+    action = SculptPool(
+        partition="own",
+        workload=summary.workload,
+        process=summary.process,
+        pool=summary.pool,
+        request=ColdZone(size_bytes=16 * MIB),
+        reason=Reason(code="cold-blocks", text=""),
+    )
+    before_bytes = int(host.frames(scribe.instance, sorted(scribe.areas.values())).resident_bytes.sum())
+    plan = Plan(made_at_s=observation.time_s, actions=(action,))
+    sculptor = functools.partial(sculpting.carry_out, observation=observation)
+    (done,) = act.apply(host, journal, plan, act.ActionIds(), sculptor=sculptor)
+    after_bytes = int(host.frames(scribe.instance, sorted(scribe.areas.values())).resident_bytes.sum())
+    assert done.done_bytes > 4 * MIB, done.problem
+    assert "hardly compressible" in done.problem
+    assert done.done_bytes <= 16 * MIB
+    assert before_bytes - after_bytes >= done.done_bytes // 2  # it writes on meanwhile
+    assert scribe.is_right()
+    (told,) = sculpting.summaries(host.observe())
+    assert 0 < told.gone_bytes <= done.done_bytes
+    sculpting.close(may_act=True)

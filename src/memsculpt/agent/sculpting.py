@@ -49,6 +49,7 @@ from memsculpt.domain.pool import (
     check_request,
 )
 from memsculpt.domain.settings import Sculpt, Settings
+from memsculpt.domain.units import format_bytes
 from memsculpt.domain.workload import Instance, WorkloadId
 from memsculpt.errors import MemsculptError, Refused, Transient, UsageError, Vanished
 from memsculpt.host.protocol import Host, PageReader
@@ -57,6 +58,7 @@ log = logging.getLogger(__name__)
 
 SUMMED_EVERY_S = 10.0  # what may leave a pool or be gathered is found out anew
 SUMMED_MOST_BLOCKS = 32_768  # in a tick, and 8 pools: some 5 ms; a pool that is larger is alone in its tick
+PLANNED_MOST_RATIO = 0.05  # of time that planned sculpts of a pool take: each looks through all of it twice
 READINGS_S = 30.0  # what is known of a pool's faults before a sculpt
 
 
@@ -95,6 +97,7 @@ class _Known:
     gone_bytes: int = 0  # sent out and not brought back by sculpts
     summary: PoolSummary | None = None
     summed_at_s: float = -math.inf
+    rests_until_s: float = -math.inf  # nothing of it is planned before
 
 
 class Sculpting:
@@ -233,7 +236,12 @@ class Sculpting:
             if isinstance(request, ColdZone)
             else told.collapsed_bytes - before.collapsed_bytes
         )
-        return act.PoolMoved(moved_bytes=moved_bytes, cpu_s=told.cpu_s - before.cpu_s, reason=told.reason)
+        if moved_bytes <= 0:  # what stands in the way may last
+            known.summary, known.rests_until_s = None, observation.time_s + SUMMED_EVERY_S
+        is_done = told.verdict is Verdict.UNDER_WAY
+        left = [f"{format_bytes(size)} {cause}" for cause, size in told.problems] if is_done else []
+        reason = "; left: ".join(filter(None, (told.reason, ", ".join(left))))
+        return act.PoolMoved(moved_bytes=moved_bytes, cpu_s=told.cpu_s - before.cpu_s, reason=reason)
 
     def summaries(self, observation: Observation) -> tuple[PoolSummary, ...]:
         """Return what a plan has to know of the pools; a few of them are looked through anew, the stalest first."""
@@ -241,7 +249,7 @@ class Sculpting:
         for known in sorted(self._known.values(), key=lambda one: one.summed_at_s):
             if left <= 0 or now_s - known.summed_at_s < SUMMED_EVERY_S:
                 break
-            if known.blocks is not None and known.blocks.interval_s > 0.0:
+            if known.blocks is not None and known.blocks.interval_s > 0.0 and now_s >= known.rests_until_s:
                 left -= known.blocks.pool.count + SUMMED_MOST_BLOCKS // 8
                 begin_s = time.thread_time()
                 known.summary, known.summed_at_s = self._summed(known, observation), now_s
@@ -412,6 +420,7 @@ class Sculpting:
         if done.moved_bytes:
             known.open.append(_Open(type(request), done, before, None))
         known.summary, known.summed_at_s = None, -math.inf
+        known.rests_until_s = observation.time_s + done.duration_s / PLANNED_MOST_RATIO
         if done.left_bytes:
             known.paged_out_at_s = observation.time_s
         if done.collapsed_bytes or len(order.collapse):
@@ -437,7 +446,9 @@ class Sculpting:
             for ranges, zone in ((order.leave, Zone.COLD), (order.collapse, Zone.HOT), (order.come, Zone.PREFETCH)):
                 blocks = profile.with_zone(blocks, blocks.rows_within(ranges), zone)
             if done.left_bytes:  # or it would be chosen again before the next look
-                blocks = profile.with_left(blocks, order.leave)
+                left, stays = profile.with_left(blocks, order.leave), blocks.rows_within(done.incompressible)
+                present = np.where(stays, blocks.present, left.present)
+                blocks = replace(left, present=present, swapped=np.where(stays, blocks.swapped, left.swapped))
             known.blocks = profile.with_flag(blocks, blocks.rows_within(done.incompressible), INCOMPRESSIBLE)
         known.gone_bytes = max(0, known.gone_bytes + done.left_bytes - done.came_bytes)
         stats = known.stats
