@@ -32,12 +32,12 @@ from typing import Any
 
 import numpy as np
 
+from memsculpt.agent.sculpting import Sculpting
 from memsculpt.domain.arrays import Int64
 from memsculpt.domain.pool import ColdZone
 from memsculpt.domain.settings import Mode, PartitionSettings, Settings
 from memsculpt.domain.workload import CgroupPath, Match
 from memsculpt.host import open_host
-from memsculpt.sculpting import Sculpting
 from memsculpt_bench.contract import Figure, at_least, at_most, result
 from memsculpt_bench.known_pages import built
 from memsculpt_bench.lab import Lab, LabUnavailable, open_lab, poll, zram_swap, zram_used_bytes

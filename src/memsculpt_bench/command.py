@@ -16,9 +16,9 @@ BENCHES = {
     "isolation": "a cache beside two analytic jobs under one limit: five ways of managing memory",
     "sense": "are touched pages found, and what does looking cost",
     "store": "how many bytes a kept sample takes, what keeping costs, how fast history is read",
+    "forecasting": "what forecasting 1,000 workloads costs, and whether its quantiles come true",
     "hotzone": "what is hot is gathered in huge pages, what is sparse is not: throughput and memory",
     "cold": "how much of a program's memory can be taken before it notices",
-    "forecasting": "what forecasting 1,000 workloads costs, and whether its quantiles come true",
     "planning": "how long it takes to divide memory among 10,000 partitions",
 }
 
@@ -67,12 +67,12 @@ def _run(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
     if args.name == "store":
         store = importlib.import_module("memsculpt_bench.store")
         return store.run(rounds=rounds, quick=args.quick, say=store.say_to_stderr)
-    if args.name in {"hotzone", "cold"}:
-        zones = importlib.import_module(f"memsculpt_bench.{args.name}")
-        return zones.run(rounds=rounds, quick=args.quick, say=zones.say_to_stderr)
     if args.name == "forecasting":
         forecasting = importlib.import_module("memsculpt_bench.forecasting")
         return forecasting.run(rounds=rounds, quick=args.quick, say=forecasting.say_to_stderr)
+    if args.name in {"hotzone", "cold"}:
+        zones = importlib.import_module(f"memsculpt_bench.{args.name}")
+        return zones.run(rounds=rounds, quick=args.quick, say=zones.say_to_stderr)
     if args.name == "sense":
         sense = importlib.import_module("memsculpt_bench.sense")
         return sense.run(rounds=rounds, quick=args.quick, say=sense.say_to_stderr)

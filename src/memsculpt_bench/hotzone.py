@@ -28,12 +28,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from memsculpt.agent.sculpting import Sculpting
 from memsculpt.domain.pool import HotZone, SculptStats
 from memsculpt.domain.settings import Mode, PartitionSettings, Settings
 from memsculpt.domain.workload import CgroupPath, Match
 from memsculpt.host import open_host
 from memsculpt.host.protocol import Host
-from memsculpt.sculpting import Sculpting
 from memsculpt_bench.contract import at_least, at_most, result
 from memsculpt_bench.known_pages import built
 from memsculpt_bench.lab import Lab, LabUnavailable, open_lab, poll

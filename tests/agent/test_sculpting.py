@@ -5,12 +5,12 @@ import logging
 
 import pytest
 
+from memsculpt.agent.sculpting import Sculpting
 from memsculpt.domain.pool import ColdZone, HotZone, Prefetch, SculptStats, Verdict, Zone
 from memsculpt.domain.settings import Mode, PartitionSettings, PlanSettings, Settings
 from memsculpt.domain.workload import Match
 from memsculpt.errors import UsageError
 from memsculpt.host.simulated import Constant, Cycle, Leak, Program, SimulatedHost, SwapFull
-from memsculpt.sculpting import Sculpting
 
 MIB = 1 << 20
 LEAKS = Leak(name="web", cgroup="web", base_bytes=64 * MIB, leak_bytes_per_s=64.0 * MIB, ceiling_bytes=256 * MIB)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from memsculpt import act, forecast, learn, plan, profile
 from memsculpt.agent.foresight import Foresight
 from memsculpt.agent.growth_watch import GrowthWatch
+from memsculpt.agent.sculpting import Sculpting
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.growth import GrowthSample, GrowthSummary
 from memsculpt.domain.heat import WorkloadHeat
@@ -33,7 +34,6 @@ from memsculpt.domain.workload import WorkloadId
 from memsculpt.errors import MemsculptError, Refused
 from memsculpt.forecast import longterm
 from memsculpt.host.protocol import Host
-from memsculpt.sculpting import Sculpting
 
 log = logging.getLogger(__name__)
 
@@ -200,8 +200,8 @@ class Agent:
     def close(self) -> "act.RestoreReport | None":
         """Undo everything that was changed; the host itself stays open."""
         self._sensor.close()
-        self._sculpting.close(may_act=self._may_act())
         self._growth.close(_ending())
+        self._sculpting.close(may_act=self._may_act())
         if self._foresight is not None:
             self._foresight.close(self.report.observation, self._forecaster)
         while self._asked:
