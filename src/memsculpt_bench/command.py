@@ -19,6 +19,7 @@ BENCHES = {
     "forecasting": "what forecasting 1,000 workloads costs, and whether its quantiles come true",
     "hotzone": "what is hot is gathered in huge pages, what is sparse is not: throughput and memory",
     "cold": "how much of a program's memory can be taken before it notices",
+    "phases": "a program with working sets that take turns under a limit for one of them: six ways of bringing back",
     "planning": "how long it takes to divide memory among 10,000 partitions",
 }
 
@@ -76,6 +77,14 @@ def _run(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
     if args.name == "sense":
         sense = importlib.import_module("memsculpt_bench.sense")
         return sense.run(rounds=rounds, quick=args.quick, say=sense.say_to_stderr)
+    if args.name == "phases":
+        phases = importlib.import_module("memsculpt_bench.phase_rounds")
+        result = phases.run(rounds=rounds, quick=args.quick, say=phases.say_to_stderr)
+        if args.html is not None:
+            report = importlib.import_module("memsculpt_bench.phase_report")
+            args.html.write_text(report.page(result), encoding="utf-8")
+            sys.stderr.write(f"wrote {args.html}\n")
+        return result
     rounds_module = importlib.import_module("memsculpt_bench.isolation_rounds")
     swaps = ("zram", "disk") if args.swap == "both" else (args.swap,)
     swaps = swaps[:1] if args.quick else swaps

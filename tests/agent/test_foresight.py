@@ -24,7 +24,7 @@ def run(folder, ticks: int, *, damage: bytes = b"") -> tuple[Agent, list[int]]:
         str(folder), ProfileSettings(), clock_s=lambda: 1_800_000_000.0 + host.now_s() - began_s, interval_s=1.0
     )
     if damage:
-        recorder.keep(NAMED, "prior", damage)
+        recorder.keep(NAMED, "prior", damage, now_s=host.now_s())
     agent = Agent(host=host, settings=settings, recorder=recorder)
     quantiles: list[int] = []
     try:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memsculpt.config import keys, load_settings, load_source, parse_settings, read_socket
-from memsculpt.domain.settings import Kind, Mode, PlanSettings, Settings
+from memsculpt.domain.settings import Kind, Mode, PlanSettings, Sculpt, Settings
 from memsculpt.domain.units import UNLIMITED_BYTES
 from memsculpt.errors import ConfigError
 
@@ -60,6 +60,7 @@ def test_every_value_arrives_where_it_belongs():
         page_out = "1.5GiB/s"
         margin = "2.5%"
         prefetch = false
+        sculpt = "off"
         [forecast]
         horizons = ["2s", "1min"]
         act_horizon = "2s"
@@ -80,7 +81,9 @@ def test_every_value_arrives_where_it_belongs():
         """
     )
     assert (found.mode, found.interval_s, found.capacity_bytes, found.listen) == (Mode.APPLY, 0.5, 20 * GIB, "[::1]:80")
-    assert found.plan == PlanSettings(page_out_bytes_per_s=1.5 * GIB, margin_ratio=0.025, prefetch=False)
+    assert found.plan == PlanSettings(
+        page_out_bytes_per_s=1.5 * GIB, margin_ratio=0.025, prefetch=False, sculpt=Sculpt.OFF
+    )
     assert found.forecast.horizons_s == (2.0, 60.0)
     assert found.forecast.levels == pytest.approx((0.5, 0.999))
     cache, batch = found.partitions
@@ -116,6 +119,7 @@ BAD = [
     ('[plan]\npage_out = "512MB/s"', 2, "decimal unit", '"512MiB/s" if 1024 is meant'),
     ('[plan]\npage_out = "512MiB"', 2, "page_out", '"256MiB/s"'),
     ("[plan]\nmargin = 0.03", 2, "0.03 is a bare number", '"90%"'),
+    ("[plan]\nsculpt = true", 2, "true is not known", 'write "off" or "cold" or "all"'),
     ('[plan]\nprefetch = "yes"', 2, "neither true nor false", "without quotes"),
     ('[plan]\nsqueeze_max = "1d"', 2, "out of bounds", "1.0 s"),
     ('[forecast]\nact_horizon = "4s"', 2, "none of the horizons (3.0 s, 10.0 s, 60.0 s)", "add it to horizons"),

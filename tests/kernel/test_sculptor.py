@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from memsculpt.agent.sculpting import Sculpting
 from memsculpt.domain.pool import ColdZone, HotZone
 from memsculpt.domain.settings import Mode, PartitionSettings, Settings
 from memsculpt.domain.workload import Match
@@ -15,7 +16,6 @@ from memsculpt.errors import Transient, Vanished
 from memsculpt.host import open_host
 from memsculpt.host.linux import LinuxHost, sculptor
 from memsculpt.plan import SculptRules
-from memsculpt.sculpting import Sculpting
 from tests.kernel.conftest import MIB, Child
 
 pytestmark = [

@@ -84,6 +84,18 @@ def test_what_left_and_came_back_shows():
     assert state.zone.tolist() == [Zone.WARM, Zone.COLD]
 
 
+def test_what_was_sent_out_counts_as_gone_before_the_next_look():
+    """Whole blocks and parts of them, no more than was there; what lies outside of the pool is nobody's."""
+    state = looked(3, (0xFFFF,) * 3, (0, 0, 0))
+    there = int(state.present[0])
+    left = profile.with_left(
+        state, np.array([[HERE - 4096, HERE + BLOCK + 3 * 4096], [HERE + 2 * BLOCK + 4096, HERE + 9 * BLOCK]])
+    )
+
+    assert left.present.tolist() == [0, there - 3, 1]
+    assert (left.present + left.swapped == state.present + state.swapped).all()
+
+
 def test_memory_that_is_gone_holds_nothing():
     state = looked(3, (1, 1, 1), (1, None, 1))
     assert state.present.tolist() == [16, 0, 16]

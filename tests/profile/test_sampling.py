@@ -152,6 +152,22 @@ def test_who_brought_a_page_last_holds_it():
     assert all(one.touched_variance == 0.0 for one in found.stacks)
 
 
+def test_what_was_sampled_finely_once_is_not_held_twice():
+    """The same memory is given back and brought anew, sampled eight times as coarsely: what is held is counted once."""
+    every = np.arange(1 << 12, dtype=np.int64)
+    seed = ONE.start_ticks
+    fine, coarse = (every[is_chosen(every, seed, shift)] for shift in (1, 4))
+    state = take(begun(), samples(0.2, fine, shift=1), samples(0.8, coarse, shift=4))
+    ((rows, _, _),) = owners(state, JOB).values()
+    held = np.zeros(len(state.log.events), np.int64)
+    held[rows] = 1  # all of it is there again
+    found = estimate(state, JOB, held, (), now_s=1.0)
+
+    truth = len(every) * 4096
+    assert sum(one.held_bytes for one in found.stacks) == pytest.approx(truth, abs=3 * np.sqrt(15 * len(every)) * 4096)
+    assert sum(one.touched_bytes for one in found.stacks) > 1.7 * truth  # that was twice
+
+
 def test_of_twenty_estimates_nineteen_are_within_their_error():
     truth, held_count, count = 6000, 0, 200
     for seed in range(0, count * 1_000_003, 1_000_003):  # far apart: others would be the same hashes once more

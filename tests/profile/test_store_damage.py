@@ -139,11 +139,14 @@ def test_a_missing_end_is_told(whole, tmp_path_factory, keep):
     folder = tmp_path_factory.mktemp("cut")
     path = folder / whole.name
     content = whole.read_bytes()
-    path.write_bytes(content[: keep % len(content)])
+    left = keep % len(content)
+    path.write_bytes(content[:left])
     store, was_told = as_the_agent_does(path)
     assert was_told
-    (aside,) = find_set_aside(folder)
-    assert aside.name.startswith("profile.db.corrupt-2027")
+    aside = find_set_aside(folder)
+    assert all(one.name.startswith("profile.db.corrupt-2027") for one in aside)
+    # A cut within the last page is filled with zeros by SQLite: the records there are told of, the others are whole.
+    assert len(aside) == 1 or (len(content) - left < 4096 and store.problems)
     store.close()
     shutil.rmtree(folder)
 

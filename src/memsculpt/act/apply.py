@@ -12,6 +12,7 @@ from memsculpt.act.budget import Budget
 from memsculpt.act.journal import Journal
 from memsculpt.act.ledger import first_old, widen
 from memsculpt.act.records import CgroupCreated, LimitChange, LimitKept, Origin, ProcessMoved, Undone
+from memsculpt.act.sculpt import Sculptor
 from memsculpt.domain.outcome import Applied, Status
 from memsculpt.domain.plan import (
     Action,
@@ -22,8 +23,10 @@ from memsculpt.domain.plan import (
     PageOut,
     Plan,
     Reclaim,
+    SculptPool,
     SetLimit,
 )
+from memsculpt.domain.pool import ColdZone
 from memsculpt.domain.units import format_bytes
 from memsculpt.domain.workload import CgroupPath
 from memsculpt.errors import JournalUnwritable, Refused, Transient, Unavailable, Vanished
@@ -56,14 +59,20 @@ class _Done:
 
 
 def apply(
-    host: Host, journal: Journal, plan: Plan, ids: ActionIds, *, budget: Budget | None = None
+    host: Host,
+    journal: Journal,
+    plan: Plan,
+    ids: ActionIds,
+    *,
+    budget: Budget | None = None,
+    sculptor: Sculptor | None = None,
 ) -> tuple[Applied, ...]:
     """Carry out the plan and return how each action went, in the plan's order.
 
     Raises nothing of the host's: what one action meets stands in its `problem`. Without a budget only the plan's own
-    arithmetic is checked (growing is cut by what did not come free).
+    arithmetic is checked (growing is cut by what did not come free). Without a sculptor no pool is sculpted.
     """
-    run = _Run(host, journal, budget or Budget())
+    run = _Run(host, journal, budget or Budget(), sculptor)
     applied: list[Applied] = []
     for action in plan.actions:
         action_id = ids.take()
@@ -103,10 +112,11 @@ def rehearse(plan: Plan, now_s: float, ids: ActionIds) -> tuple[Applied, ...]:
 class _Run:
     """One plan on its way."""
 
-    def __init__(self, host: Host, journal: Journal, budget: Budget) -> None:
+    def __init__(self, host: Host, journal: Journal, budget: Budget, sculptor: Sculptor | None) -> None:
         self._host = host
         self._journal = journal
         self._budget = budget
+        self._sculptor = sculptor
 
     def carry_out(self, action: Action, origin: Origin) -> _Done:
         """Do one action; what went wrong with it is in the result."""
@@ -116,6 +126,8 @@ class _Run:
                     return self._page_out(action)
                 case PageIn():
                     return self._page_in(action)
+                case SculptPool():
+                    return self._sculpt(action)
                 case Reclaim():
                     return self._reclaim(action, origin)
                 case SetLimit():
@@ -130,7 +142,7 @@ class _Run:
 
     def _count_failure(self, action: Action) -> None:
         match action:
-            case PageOut() | Reclaim():
+            case PageOut() | Reclaim() | SculptPool(request=ColdZone()):
                 self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=0)
             case SetLimit() if action.kind is not LimitKind.GUARANTEE:
                 self._budget.lowered(asked_bytes=action.from_bytes - action.to_bytes, done_bytes=0)
@@ -160,6 +172,30 @@ class _Run:
         self._journal.count_pages(in_bytes=moved.moved_bytes)
         self._budget.paged_in(asked_bytes=action.size_bytes, granted_bytes=granted_bytes, done_bytes=moved.moved_bytes)
         return _outcome(action.size_bytes, moved)
+
+    def _sculpt(self, action: SculptPool) -> _Done:
+        """Have the sculptor do it: it knows the blocks, judges what came of it and takes it back."""
+        if self._sculptor is None:
+            self._count_failure(action)
+            return _Done(status=Status.FAILED, problem="there is no sculptor here")
+        is_cold = isinstance(action.request, ColdZone)
+        granted_bytes = self._budget.grant_page_out(action.size_bytes) if is_cold else action.size_bytes
+        if granted_bytes <= 0:
+            self._count_failure(action)
+            return _Done(status=Status.FAILED, problem="this second's budget for paging out (or the swap's) is spent")
+        done = self._sculptor(action, granted_bytes)
+        if is_cold:
+            self._journal.count_pages(out_bytes=done.moved_bytes)
+            self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=done.moved_bytes)
+        if done.moved_bytes <= 0:
+            return _Done(status=Status.FAILED, cpu_s=done.cpu_s, problem=done.reason)
+        complete = done.moved_bytes > action.size_bytes - ROUNDING_BYTES
+        return _Done(
+            status=Status.DONE if complete else Status.PARTIAL,
+            done_bytes=done.moved_bytes,
+            cpu_s=done.cpu_s,
+            problem="" if complete else done.reason,
+        )
 
     def _reclaim(self, action: Reclaim, origin: Origin) -> _Done:
         """Reclaim from a cgroup; on v1 the host does it by a brief step of the limit, so the limit is journalled."""

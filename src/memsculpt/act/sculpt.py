@@ -7,13 +7,34 @@ smaller is not worth compressing. What is on its way to a disk need not be compr
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from memsculpt.domain.arrays import Int64
+from memsculpt.domain.plan import SculptPool
 from memsculpt.domain.pool import NO_RANGES, Pool, SculptDone, SculptOrder, Tier
 from memsculpt.domain.workload import Instance
 from memsculpt.host.protocol import Frames, Host, Ranges, Sculpted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolMoved:
+    """What a planned sculpt moved; `reason` says why it was no more."""
+
+    moved_bytes: int
+    cpu_s: float
+    reason: str = ""
+
+
+class Sculptor(Protocol):
+    """Who knows the blocks of pools and can do what a plan asks of one."""
+
+    def __call__(self, action: SculptPool, size_bytes: int) -> PoolMoved:
+        """Do it, up to `size_bytes`. Raises Vanished, Unavailable, Transient."""
+        ...
+
 
 SAMPLED_BYTES = 1 << 20
 SAMPLES_MOST = 512

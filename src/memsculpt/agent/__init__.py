@@ -2,7 +2,7 @@
 """The flow on one host, tick by tick: the only room that knows every other one, and decides nothing.
 
 `loop` is the tick and the loop around it, `foresight` what is kept from run to run and looks far ahead, `growth_watch`
-the sampling of page faults, `sculpting` the pools.
+the sampling of page faults, `sculpting` the pools, `refitting` the models of single workloads.
 """
 
 from memsculpt.agent.loop import Agent, Tick

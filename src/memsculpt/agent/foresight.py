@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from memsculpt import forecast, profile
+from memsculpt.agent.refitting import Refitting
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.heat import WorkloadHeat
 from memsculpt.domain.observation import Observation
@@ -25,9 +26,12 @@ TRAITS_MOST = 512  # workloads, those seen last
 class Foresight:
     """Feeds the recorder, and keeps outlooks and traits up to date: one workload's of each at most in a tick."""
 
-    def __init__(self, recorder: profile.Recorder, gate: longterm.Gate | None, settings: Settings) -> None:
+    def __init__(
+        self, recorder: profile.Recorder, gate: longterm.Gate | None, refitting: Refitting | None, settings: Settings
+    ) -> None:
         self._recorder = recorder
         self._gate = gate
+        self._refitting = refitting
         self._settings = settings
         self.outlooks: Mapping[WorkloadId, WorkloadOutlook] = {}
         self._looked_at_s: dict[WorkloadId, float] = {}
@@ -36,7 +40,7 @@ class Foresight:
     def recall(self, forecaster: forecast.Forecaster) -> None:
         """Have workloads begin with what was kept of them when they are first seen."""
         kept: dict[WorkloadId, forecast.Traits] = {}
-        for workload, content in self._recorder.kept(TRAITS, TRAITS_MOST):
+        for workload, content in self._recorder.newest(TRAITS, TRAITS_MOST):
             try:
                 kept[workload] = forecast.traits_from_bytes(content, place=f"traits of {workload}")
             except (CorruptRecord, Refused) as error:  # what is not there is learnt anew
@@ -62,7 +66,7 @@ class Foresight:
         """Keep everybody's traits at the end."""
         if observation is not None:
             for workload, program in _with_programs(observation):
-                self._keep(forecaster, workload, program)
+                self._keep(forecaster, workload, program, observation.time_s)
 
     def _look_far(self, observation: Observation) -> None:
         """Look at one of the partitions' workloads on the long term, if it is somebody's turn."""
@@ -70,15 +74,22 @@ class Foresight:
         ids = [one for one, name in zip(rows.ids, rows.partitions, strict=True) if name is not None]
         self.outlooks = {one: self.outlooks[one] for one in ids if one in self.outlooks}
         self._looked_at_s = {one: self._looked_at_s[one] for one in ids if one in self._looked_at_s}
+        refitting = self._refitting
+        if refitting is not None:
+            refitting.collect(self._recorder, ids, now_s)
         chosen = longterm.choose(self._looked_at_s, ids, now_s)
         if chosen is None:
             return
         series = self._recorder.history(chosen, longterm.RESOLUTION_S)
         capacity_bytes = self._settings.capacity_of(observation.memory.total_bytes)
-        made = None if series is None else longterm.outlook_from(series, capacity_bytes, self._gate, now_s)
+        choice = None if refitting is None else refitting.choice_for(chosen, self._recorder)
+        made = None if series is None else longterm.outlook_from(series, capacity_bytes, self._gate, now_s, choice)
         self._looked_at_s[chosen] = now_s if made is not None else now_s - longterm.REFRESH_S + longterm.RETRY_S
         if made is not None:
             self.outlooks = {**self.outlooks, chosen: made}
+        if refitting is not None and series is not None:
+            sizes = dict(zip(rows.ids, (rows.resident_bytes + rows.swapped_bytes).tolist(), strict=True))
+            refitting.offer(series, capacity_bytes, self._gate, {one: sizes[one] for one in ids}, now_s)
 
     def _keep_one(self, observation: Observation, forecaster: forecast.Forecaster) -> None:
         """Keep the traits of whom it is longest ago."""
@@ -88,12 +99,12 @@ class Foresight:
         oldest = min(programs, key=lambda one: self._kept_at_s[one], default=None)
         if oldest is not None and now_s - self._kept_at_s[oldest] >= TRAITS_EVERY_S:
             self._kept_at_s[oldest] = now_s
-            self._keep(forecaster, oldest, programs[oldest])
+            self._keep(forecaster, oldest, programs[oldest], now_s)
 
-    def _keep(self, forecaster: forecast.Forecaster, workload: WorkloadId, program: str) -> None:
+    def _keep(self, forecaster: forecast.Forecaster, workload: WorkloadId, program: str, now_s: float) -> None:
         traits = forecast.traits_of(forecaster, workload, program)
         if traits is not None:
-            self._recorder.keep(workload, TRAITS, traits.to_bytes())
+            self._recorder.keep(workload, TRAITS, traits.to_bytes(), now_s=now_s)
 
 
 def _with_programs(observation: Observation) -> Iterable[tuple[WorkloadId, str]]:

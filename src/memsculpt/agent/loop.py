@@ -15,10 +15,12 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 
 from memsculpt import act, forecast, learn, plan, profile
 from memsculpt.agent.foresight import Foresight
 from memsculpt.agent.growth_watch import GrowthWatch
+from memsculpt.agent.refitting import Refitting
 from memsculpt.agent.sculpting import Sculpting
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.growth import GrowthSample, GrowthSummary
@@ -75,13 +77,15 @@ class Agent:
         journal: act.Journal | None = None,
         recorder: profile.Recorder | None = None,
         gate: longterm.Gate | None = None,
+        refitting: Refitting | None = None,
         looks_beside: bool = False,
     ) -> None:
         self._host = host
         self._settings = settings
         self._journal = journal
         self._recorder = recorder
-        self._foresight = None if recorder is None else Foresight(recorder, gate, settings)
+        self._refitting = refitting
+        self._foresight = None if recorder is None else Foresight(recorder, gate, refitting, settings)
         self._ids = act.ActionIds()
         self._profile_state = profile.ProfileState()
         self._sensing = profile.SensingState()
@@ -162,7 +166,13 @@ class Agent:
         self._sculpt(observation)
         answered = self._answer(observation, profiles, forecasts)
         self._planner, chosen = plan.choose(
-            self._planner, observation, profiles, forecasts, self._corrections, settings
+            self._planner,
+            observation,
+            profiles,
+            forecasts,
+            self._corrections,
+            settings,
+            pools=self._sculpting.summaries(observation),
         )
         applied = self._carry_out(observation, chosen)
         self._watch_created(applied)
@@ -310,7 +320,8 @@ class Agent:
         if may_act and self._journal is not None:
             # The planner saves up rates over two ticks at most; that is checked once more at the last moment.
             budget = act.Budget.for_tick(self._settings.plan, observation.memory, 2.0 * self._settings.interval_s)
-            return act.apply(self._host, self._journal, chosen, self._ids, budget=budget)
+            sculptor = partial(self._sculpting.carry_out, observation=observation)
+            return act.apply(self._host, self._journal, chosen, self._ids, budget=budget, sculptor=sculptor)
         return act.rehearse(chosen, self._host.now_s(), self._ids)
 
     def _tell_of_journal(self, *, may_act: bool) -> None:
@@ -366,6 +377,8 @@ class Agent:
             notes.extend(f"growth by function: {note}" for note in self.report.growth.notes)
         if self._recorder is not None:
             notes.extend(self._recorder.notes)
+        if self._refitting is not None and self._refitting.problem:
+            notes.append(f"the last model was not fitted: {self._refitting.problem}")
         if self._gave_up:
             notes.append(f"{MAX_FAILURES} ticks failed in a row: every change was undone, observing only")
         if self._settings.mode is Mode.APPLY and self._journal is not None and not self._journal.writable:
@@ -382,6 +395,7 @@ def _abilities_of(host: Host) -> Abilities:
     return Abilities(
         page_out=can("page_out"),
         page_in=can("page_in"),
+        gather=can("collapse"),
         reclaim=can("memory_reclaim"),
         limits=can("cgroup_limits"),
         groups=can("cgroup_limits"),

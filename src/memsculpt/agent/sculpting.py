@@ -25,16 +25,20 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from memsculpt import act, learn, plan, profile
 from memsculpt.domain.heat import Looked
 from memsculpt.domain.observation import Observation
-from memsculpt.domain.pages import Extents
+from memsculpt.domain.pages import PAGE_BYTES, Extents
+from memsculpt.domain.plan import SculptPool
 from memsculpt.domain.pool import (
     INCOMPRESSIBLE,
     Blocks,
     ColdZone,
     HotZone,
     Pool,
+    PoolSummary,
     Prefetch,
     SculptDone,
     SculptOrder,
@@ -44,13 +48,15 @@ from memsculpt.domain.pool import (
     Zone,
     check_request,
 )
-from memsculpt.domain.settings import Settings
+from memsculpt.domain.settings import Sculpt, Settings
 from memsculpt.domain.workload import Instance, WorkloadId
 from memsculpt.errors import MemsculptError, Refused, Transient, UsageError, Vanished
 from memsculpt.host.protocol import Host, PageReader
 
 log = logging.getLogger(__name__)
 
+SUMMED_EVERY_S = 10.0  # what may leave a pool or be gathered is found out anew
+SUMMED_MOST_BLOCKS = 32_768  # in a tick, and 8 pools: some 5 ms; a pool that is larger is alone in its tick
 READINGS_S = 30.0  # what is known of a pool's faults before a sculpt
 
 
@@ -85,6 +91,10 @@ class _Known:
     refused_until_s: dict[type[SculptRequest], float] = field(default_factory=dict[type[SculptRequest], float])
     stats: SculptStats = field(default_factory=lambda: SculptStats(pool=""))
     paged_out_at_s: float = -math.inf
+    gathered_at_s: float = -math.inf
+    gone_bytes: int = 0  # sent out and not brought back by sculpts
+    summary: PoolSummary | None = None
+    summed_at_s: float = -math.inf
 
 
 class Sculpting:
@@ -210,6 +220,44 @@ class Sculpting:
         )
         return self._told(known)
 
+    def carry_out(self, action: SculptPool, size_bytes: int, observation: Observation) -> act.PoolMoved:
+        """Do what a plan asks of a pool, up to `size_bytes`. Raises Vanished, Unavailable, Transient."""
+        known = self._known.get(action.process)
+        if known is None:
+            raise Vanished(place=f"pool {action.pool}")
+        before = known.stats
+        request = replace(action.request, size_bytes=size_bytes)
+        told = self.sculpt(f"{known.workload}#{action.process.pid}", request, observation, may_act=True)
+        moved_bytes = (
+            told.paged_out_bytes - before.paged_out_bytes
+            if isinstance(request, ColdZone)
+            else told.collapsed_bytes - before.collapsed_bytes
+        )
+        return act.PoolMoved(moved_bytes=moved_bytes, cpu_s=told.cpu_s - before.cpu_s, reason=told.reason)
+
+    def summaries(self, observation: Observation) -> tuple[PoolSummary, ...]:
+        """Return what a plan has to know of the pools; a few of them are looked through anew, the stalest first."""
+        now_s, left = observation.time_s, SUMMED_MOST_BLOCKS
+        for known in sorted(self._known.values(), key=lambda one: one.summed_at_s):
+            if left <= 0 or now_s - known.summed_at_s < SUMMED_EVERY_S:
+                break
+            if known.blocks is not None and known.blocks.interval_s > 0.0:
+                left -= known.blocks.pool.count + SUMMED_MOST_BLOCKS // 8
+                begin_s = time.thread_time()
+                known.summary, known.summed_at_s = self._summed(known, observation), now_s
+                known.stats = replace(known.stats, cpu_s=known.stats.cpu_s + time.thread_time() - begin_s)
+        self._forget_returned(observation)
+        return tuple(
+            replace(
+                known.summary or PoolSummary(pool=known.id, workload=known.workload, process=known.process),
+                gone_bytes=known.gone_bytes,
+                left_at_s=known.paged_out_at_s,
+                gathered_at_s=known.gathered_at_s,
+            )
+            for known in self._known.values()
+            if known.summary is not None or known.gone_bytes
+        )
+
     def settle(self, observation: Observation, *, may_act: bool) -> tuple[SculptStats, ...]:
         """Judge what was done before, take back what did not pay; return the pools that something came of."""
         self.watch(observation)
@@ -313,6 +361,37 @@ class Sculpting:
             case Prefetch():
                 return plan.choose_due(blocks, request.window_s, now_s)
 
+    def _summed(self, known: _Known, observation: Observation) -> PoolSummary:
+        """Return what may leave a pool or be gathered now, however much that is."""
+        blocks, now_s = known.blocks, observation.time_s
+        summary = PoolSummary(pool=known.id, workload=known.workload, process=known.process)
+        if blocks is None or self._settings.plan.sculpt is Sculpt.OFF:
+            return summary
+        size_bytes = int(blocks.present.sum(dtype=np.int64)) * PAGE_BYTES
+        faults_per_s, _, cpu_ratio = self._rates(known)
+        if size_bytes and not self._refusal(known, ColdZone(size_bytes=size_bytes), observation):
+            loss = 0.0 if math.isnan(faults_per_s) else faults_per_s * self._rules.fault_s
+            cold = plan.weigh_cold(blocks, size_bytes, now_s, loss_ratio=loss, rules=self._rules)
+            summary = replace(
+                summary, cold_bytes=cold.size_bytes, idle_least_s=cold.idle_least_s, loss_ratio=cold.loss_ratio
+            )
+        is_wanted = self._settings.plan.sculpt is Sculpt.ALL
+        if is_wanted and size_bytes and not self._refusal(known, HotZone(size_bytes=size_bytes), observation):
+            cpu = 0.0 if math.isnan(cpu_ratio) else cpu_ratio
+            hot = plan.choose_hot(blocks, size_bytes, now_s, cpu_ratio=cpu, rules=self._rules)
+            summary = replace(
+                summary, hot_bytes=hot.size_bytes, fills_bytes=hot.fills_bytes, gain_s_per_s=hot.gain_s_per_s
+            )
+        return summary
+
+    def _forget_returned(self, observation: Observation) -> None:
+        """Count as gone no more than is in swap still."""
+        processes = observation.processes
+        for known in self._known.values():
+            if known.gone_bytes:
+                is_it = (processes.pids == known.process.pid) & (processes.start_ticks == known.process.start_ticks)
+                known.gone_bytes = min(known.gone_bytes, int(processes.swapped_bytes[is_it].sum()))
+
     def _may_leave_bytes(self, known: _Known, observation: Observation) -> int:
         """Return what may leave now: at the configured rate, and as far as the swap may be filled."""
         settings, memory = self._settings.plan, observation.memory
@@ -332,8 +411,11 @@ class Sculpting:
         before = self._rates(known)
         if done.moved_bytes:
             known.open.append(_Open(type(request), done, before, None))
+        known.summary, known.summed_at_s = None, -math.inf
         if done.left_bytes:
             known.paged_out_at_s = observation.time_s
+        if done.collapsed_bytes or len(order.collapse):
+            known.gathered_at_s = observation.time_s
         known.stats = replace(
             known.stats,
             verdict=Verdict.UNDER_WAY,
@@ -354,7 +436,10 @@ class Sculpting:
             # A block of which only a part leaves stays what it is.
             for ranges, zone in ((order.leave, Zone.COLD), (order.collapse, Zone.HOT), (order.come, Zone.PREFETCH)):
                 blocks = profile.with_zone(blocks, blocks.rows_within(ranges), zone)
+            if done.left_bytes:  # or it would be chosen again before the next look
+                blocks = profile.with_left(blocks, order.leave)
             known.blocks = profile.with_flag(blocks, blocks.rows_within(done.incompressible), INCOMPRESSIBLE)
+        known.gone_bytes = max(0, known.gone_bytes + done.left_bytes - done.came_bytes)
         stats = known.stats
         known.stats = replace(
             stats,

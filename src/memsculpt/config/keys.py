@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from memsculpt.config import values
 from memsculpt.config.values import Read
-from memsculpt.domain.settings import Kind, Mode
+from memsculpt.domain.settings import Kind, Mode, Sculpt
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ FORECAST = {
     "horizons": Key("horizons_s", values.rising(values.duration(0.1, 3600.0), '["3s", "10s", "1min"]', most=8)),
     "act_horizon": Key("act_horizon_s", values.duration(0.1, 3600.0)),
     "history": Key("history_s", values.duration(10.0, 7 * 86400.0)),
+    "refit": Key("refit_count", values.count(0, 1000)),
 }
 
 PLAN = {
@@ -73,6 +74,7 @@ PLAN = {
     "min_move": Key("min_move_bytes", values.size(low_bytes=4096)),
     "proactive": Key("proactive_ratio", values.ratio(0.1, 1.0)),
     "prefetch": Key("prefetch", values.flag),
+    "sculpt": Key("sculpt", values.choice(Sculpt)),
 }
 
 PARTITION = {

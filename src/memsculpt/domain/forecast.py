@@ -3,13 +3,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from memsculpt.domain.arrays import Bool, Float64, Int64, freeze_columns
 from memsculpt.domain.outlook import WorkloadOutlook
 from memsculpt.domain.workload import WorkloadId
-
-NO_OUTLOOKS: Mapping[WorkloadId, WorkloadOutlook] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,7 +26,7 @@ class Forecasts:
     startup_peak_bytes: Int64  # the most needed while starting; 0 when never seen
     is_warm: Bool  # enough history that the quantiles rest on this workload's own past
     leaders: tuple[str, ...]  # the expert that weighs most, for `explain`
-    outlooks: Mapping[WorkloadId, WorkloadOutlook] = field(default_factory=lambda: NO_OUTLOOKS)  # hours, where known
+    outlooks: Mapping[WorkloadId, WorkloadOutlook] = field(default_factory=dict[WorkloadId, WorkloadOutlook])  # hours
 
     def __post_init__(self) -> None:
         rows = len(self.ids)

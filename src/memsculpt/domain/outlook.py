@@ -19,7 +19,7 @@ class WorkloadOutlook:
     peak_s: float  # over how long `peak_bytes` is
     peak_bytes: Float64  # shape (n_levels,)
     path_bytes: Float64  # shape (n_levels, n_points)
-    weighed_by: str  # "gate" where one was trained, else "prior"
+    weighed_by: str  # "gate" where one was trained, else "prior"; then " and ARIMA(1,1,1)" or so, where that is better
 
     def __post_init__(self) -> None:
         count = len(self.levels)

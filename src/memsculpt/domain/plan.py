@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from memsculpt.domain.arrays import Float64, Int64, freeze_columns
+from memsculpt.domain.pool import ColdZone, HotZone
 from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
 
 NO_FIGURES: Mapping[str, float] = MappingProxyType({})
@@ -105,7 +106,24 @@ class MoveProcess:
     reason: Reason
 
 
-Action: TypeAlias = PageOut | PageIn | Reclaim | SetLimit | CreateCgroup | MoveProcess
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SculptPool:
+    """Send out cold blocks of a pool, or gather hot ones in huge pages; which ones is chosen when it is done."""
+
+    partition: str
+    workload: WorkloadId
+    process: Instance
+    pool: str
+    request: ColdZone | HotZone
+    reason: Reason
+
+    @property
+    def size_bytes(self) -> int:
+        """How much at most."""
+        return self.request.size_bytes
+
+
+Action: TypeAlias = PageOut | PageIn | Reclaim | SculptPool | SetLimit | CreateCgroup | MoveProcess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -180,5 +198,6 @@ class Abilities:
     page_in: bool = True
     reclaim: bool = True
     limits: bool = True
+    gather: bool = True  # pages of another process in huge pages
     groups: bool = True  # cgroups can be made and processes moved
     protects_by: Literal["min", "soft"] = "min"

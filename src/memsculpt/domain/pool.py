@@ -258,6 +258,24 @@ class SculptDone:
         return self.collapsed_bytes + self.split_bytes + self.left_bytes + self.came_bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSummary:
+    """What a plan has to know of a pool: what may leave it or be gathered now, by the rules of plan/sculpt.py."""
+
+    pool: str
+    workload: WorkloadId
+    process: Instance
+    cold_bytes: int = 0
+    idle_least_s: float = float("nan")  # of the cold
+    loss_ratio: float = 0.0  # of wall time that the cold costs if all of it leaves
+    hot_bytes: int = 0  # worth gathering and not gathered yet
+    fills_bytes: int = 0  # that gathering all of it would fill for nothing
+    gain_s_per_s: float = 0.0  # processor time that gathering all of it would save
+    gathered_at_s: float = float("-inf")  # the last time that something was
+    gone_bytes: int = 0  # sent out by sculpts and still out
+    left_at_s: float = float("-inf")  # the last time that something was sent out
+
+
 class Verdict(StrEnum):
     """What came of a sculpt."""
 

@@ -24,6 +24,14 @@ class Kind(Enum):
     DYNAMIC = "dynamic"
 
 
+class Sculpt(Enum):
+    """What a plan may do inside of pools by itself: nothing, send out cold blocks, or gather hot ones, too."""
+
+    OFF = "off"
+    COLD = "cold"
+    ALL = "all"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionSettings:
     """One `[[partition]]`: a share of main memory, what it is promised and may grow to."""
@@ -101,6 +109,7 @@ class ForecastSettings:
     horizons_s: tuple[float, ...] = (3.0, 10.0, 60.0)
     act_horizon_s: float = 3.0  # the horizon that the planner sizes for; one of `horizons_s`
     history_s: float = 600.0  # how much of the series the online experts keep
+    refit_count: int = 32  # workloads, the largest first, that a model is fitted to once a day; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +127,7 @@ class PlanSettings:
     min_move_bytes: int = 4 * MIB  # smaller moves are not worth their cost
     proactive_ratio: float = 0.95  # free ahead when forecast use passes this share of the capacity
     prefetch: bool = True
+    sculpt: Sculpt = Sculpt.COLD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ the fix differs.
 
 import ctypes
 import fcntl
+import importlib.util
 import mmap
 import os
 import shutil
@@ -55,6 +56,7 @@ class KernelFacts:
     has_ksm: bool = False
     move_charge: str = ""  # "" when the kernel still moves charges, else why not
     programs: Mapping[str, bool] = field(default_factory=dict[str, bool])  # by name: is it installed
+    has_statsforecast: bool = False  # the extra that fits models
 
 
 def examine() -> Mapping[str, Capability]:
@@ -98,6 +100,7 @@ def read_facts(proc: str = "/proc", sys: str = "/sys") -> KernelFacts:
         page_sources=sources.try_each(),
         has_ksm=Path(sys, "kernel/mm/ksm/run").exists(),
         move_charge=_move_charge(v1),
+        has_statsforecast=importlib.util.find_spec("statsforecast") is not None,
         programs={name: shutil.which(name) is not None for name in ("redis-server", "qemu-system-x86_64")},
     )
 
@@ -195,6 +198,13 @@ def capabilities_from(facts: KernelFacts) -> Mapping[str, Capability]:
         _yes_or("ksm", facts.has_ksm, "/sys/kernel/mm/ksm", "the kernel has no KSM", "CONFIG_KSM"),
         _tried_row(
             "move_charge", facts.move_charge, "memory.move_charge_at_immigrate", "none: a moved process's pages stay"
+        ),
+        _yes_or(
+            "model_fitting",
+            facts.has_statsforecast,
+            "statsforecast is installed: ARIMA and ETS are fitted to workloads once a day",
+            "statsforecast is not installed: no ARIMA or ETS is fitted to workloads",
+            "pip install 'memsculpt[fit]'",
         ),
         _program(facts, "redis_server", "redis-server", "redis-server"),
         _program(facts, "qemu", "qemu-system-x86_64", "qemu-system-x86"),

@@ -11,7 +11,7 @@ from memsculpt.domain.arrays import Float64
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Applied, Corrections
-from memsculpt.domain.plan import PageIn, PageOut
+from memsculpt.domain.plan import PageIn, PageOut, SculptPool
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.report import Outcome, Scores
 from memsculpt.domain.workload import WorkloadId
@@ -182,7 +182,7 @@ def _back_off(learner: Learner, observation: Observation, profiles: Profiles, ap
     if ratio > BACKOFF_FULL_STALL_RATIO and now_s - learner.took_at_s < BACKOFF_S:
         until_s = now_s + BACKOFF_S
         reason = f"the whole host stalled on memory {ratio:.0%} of the time right after pages were taken"
-    took = any(isinstance(one.action, PageOut) and one.done_bytes > 0 for one in applied)
+    took = any(isinstance(one.action, PageOut | SculptPool) and one.done_bytes > 0 for one in applied)
     return replace(
         learner,
         full_stall_s=stalled_s,

@@ -4,7 +4,15 @@
 from memsculpt.plan.decide import choose
 from memsculpt.plan.explain import explain_action, explain_grant, explain_plan, explain_reason
 from memsculpt.plan.request import answer_request
-from memsculpt.plan.sculpt import SculptRules, choose_cold, choose_due, choose_hot, explain_sculpt, ranges_of_rows
+from memsculpt.plan.sculpt import (
+    SculptRules,
+    choose_cold,
+    choose_due,
+    choose_hot,
+    explain_sculpt,
+    ranges_of_rows,
+    weigh_cold,
+)
 from memsculpt.plan.state import PlannerState
 
 __all__ = [
@@ -21,4 +29,5 @@ __all__ = [
     "explain_reason",
     "explain_sculpt",
     "ranges_of_rows",
+    "weigh_cold",
 ]

@@ -5,16 +5,18 @@ Pure: the time is the observation's, and equal arguments give equal plans. The o
 order in which they are safe: what frees comes first, what grows comes last.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Corrections
 from memsculpt.domain.plan import Action, CreateCgroup, Division, MoveProcess, Plan, Reason
+from memsculpt.domain.pool import PoolSummary
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Settings
 from memsculpt.plan import growth as growing
-from memsculpt.plan import limits, memory, partitions, placement, prefetch, reclaim, situation
+from memsculpt.plan import limits, memory, partitions, placement, prefetch, reclaim, situation, zones
 from memsculpt.plan.growth import Growth
 from memsculpt.plan.partitions import Sizes
 from memsculpt.plan.situation import Situation
@@ -54,18 +56,23 @@ def choose(
     forecasts: Forecasts,
     corrections: Corrections,
     settings: Settings,
+    *,
+    pools: Sequence[PoolSummary] = (),
 ) -> tuple[PlannerState, Plan]:
     """Decide what to change in this tick, and what to remember.
 
-    The plan frees before it grows, keeps guarantees and floors, spends no more than the rates allow, and
-    is empty when nothing is worth its cost. Raises ValueError when guarantees exceed the capacity, which
-    the configuration refuses.
+    `pools` are those of which blocks may leave or be gathered. The plan frees before it grows, keeps guarantees and
+    floors, spends no more than the rates allow, and is empty when nothing is worth its cost. Raises ValueError when
+    guarantees exceed the capacity, which the configuration refuses.
     """
+    profiles, forecasts = zones.without_gone(observation, profiles, forecasts, pools, settings)
     planner = memory.refreshed(planner, observation, profiles, settings)
     outlook = look_ahead(planner, observation, profiles, forecasts, corrections, settings)
     planner, now, sizes, growth = outlook.planner, outlook.now, outlook.sizes, outlook.growth
     holds_still = corrections.backoff_until_s > now.now_s
     taken = reclaim.free_ahead(now, planner, observation, profiles, sizes, growth, settings)
+    taken = zones.send_cold(now, planner, observation, sizes, growth, taken, pools, settings)
+    gathered = zones.gather_hot(now, planner, taken, pools, settings)
     if holds_still:
         taken = replace(taken, actions=(), by_workload_bytes=taken.by_workload_bytes * 0)
     budgets = limits.set_budgets(now, planner, sizes, growth, taken.size_bytes, settings, holds_still=holds_still)
@@ -74,6 +81,7 @@ def choose(
     if holds_still:
         brought = replace(brought, actions=(), protections=planner.protections)
         placed = placement.Placed(placed=planner.placed)
+        gathered = ()
     pending = () if holds_still else planner.pending
     actions: tuple[Action, ...] = (
         *taken.actions,
@@ -84,6 +92,7 @@ def choose(
         *placed.moved,
         *(action for action in pending if isinstance(action, MoveProcess)),
         *brought.actions,
+        *gathered,
     )
     planner = replace(
         memory.after(planner, actions, observation),

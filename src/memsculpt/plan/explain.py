@@ -16,7 +16,9 @@ from memsculpt.domain.plan import (
     Plan,
     Reason,
     Reclaim,
+    SculptPool,
 )
+from memsculpt.domain.pool import HotZone
 from memsculpt.domain.units import format_bytes, format_duration_s
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -61,6 +63,9 @@ def _what(action: Action) -> str:
         return f"{action.workload}: page out {format_bytes(action.size_bytes)} of process {action.process.pid}"
     if isinstance(action, PageIn):
         return f"{action.workload}: bring back {format_bytes(action.size_bytes)} of process {action.process.pid}"
+    if isinstance(action, SculptPool):
+        does, what = ("gather", "hot") if isinstance(action.request, HotZone) else ("send out", "cold")
+        return f"{action.workload}: {does} {format_bytes(action.size_bytes)} of {what} blocks of pool {action.pool}"
     if isinstance(action, Reclaim):
         return f"{action.cgroup}: reclaim {format_bytes(action.size_bytes)}"
     if isinstance(action, CreateCgroup):

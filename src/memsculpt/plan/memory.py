@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from memsculpt.domain.observation import Observation
-from memsculpt.domain.plan import PageIn, PageOut, Reclaim
+from memsculpt.domain.plan import PageIn, PageOut, Reclaim, SculptPool
+from memsculpt.domain.pool import ColdZone
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Settings
 from memsculpt.domain.workload import Instance
@@ -44,6 +45,9 @@ def refreshed(planner: PlannerState, observation: Observation, profiles: Profile
 def after(planner: PlannerState, actions: tuple[object, ...], observation: Observation) -> PlannerState:
     """Return the state with what this plan spends taken off its budgets."""
     out = sum(action.size_bytes for action in actions if isinstance(action, PageOut | Reclaim))
+    out += sum(
+        each.size_bytes for each in actions if isinstance(each, SculptPool) and isinstance(each.request, ColdZone)
+    )
     back = sum(action.size_bytes for action in actions if isinstance(action, PageIn))
     return replace(
         planner,

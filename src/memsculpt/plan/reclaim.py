@@ -13,7 +13,7 @@ import numpy as np
 
 from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.domain.observation import Observation
-from memsculpt.domain.plan import PageOut, Reason, Reclaim
+from memsculpt.domain.plan import PageOut, Reason, Reclaim, SculptPool
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Settings
 from memsculpt.domain.workload import Instance
@@ -32,7 +32,7 @@ _BRING_BACK_BYTES_PER_S = 1.4e9
 class Taken:
     """What is asked to leave in this plan."""
 
-    actions: tuple[PageOut | Reclaim, ...]
+    actions: tuple[PageOut | Reclaim | SculptPool, ...]
     by_workload_bytes: Int64
     held_back: tuple[Reason, ...]
 
@@ -87,7 +87,7 @@ def free_ahead(
     left = _Left(
         wanted_bytes=growth.shortage_bytes if growth.shortage_bytes >= least else 0,
         rate_bytes=int(planner.page_out_budget_bytes),
-        swap_bytes=_swap_room_bytes(observation, settings),
+        swap_bytes=swap_room_bytes(observation, settings),
         by_partition_bytes=_may_give_bytes(now, sizes, growth),
         forced_bytes=forced,
     )
@@ -100,7 +100,7 @@ def free_ahead(
         held_back.append(_wanted(growth, "swap-full", text, figures))
         return Taken(actions=(), by_workload_bytes=nothing, held_back=tuple(held_back))
     available = _available_bytes(now, planner, observation, profiles, growth, settings)
-    available = _refused_left_out(now, planner, available, settings, held_back)
+    available = refused_left_out(now, planner, available, settings, held_back)
     actions: list[PageOut | Reclaim] = []
     given = nothing.copy()
     for row in _order(now, sizes, growth, available, least):
@@ -174,7 +174,7 @@ def _available_bytes(
     return available
 
 
-def _refused_left_out(
+def refused_left_out(
     now: Situation, planner: PlannerState, available: Int64, settings: Settings, held_back: list[Reason]
 ) -> Int64:
     """Take nothing where it hurts, where it went wrong lately, or what was just brought back."""
@@ -271,7 +271,8 @@ def _merged(actions: list[PageOut | Reclaim]) -> tuple[PageOut | Reclaim, ...]:
     return tuple(result.values())
 
 
-def _swap_room_bytes(observation: Observation, settings: Settings) -> int:
+def swap_room_bytes(observation: Observation, settings: Settings) -> int:
+    """Return how much more the swap may be filled with."""
     memory = observation.memory
     filled = memory.swap_total_bytes - memory.swap_free_bytes
     room = int(memory.swap_total_bytes * settings.plan.swap_fill_max_ratio) - filled

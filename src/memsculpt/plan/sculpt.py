@@ -7,7 +7,7 @@ costs a fault for each page that is needed again, and how many that will be is k
 them (profile/blocks.py counts them). Nothing is chosen whose price is not known.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -96,10 +96,23 @@ def choose_cold(
 
     `loss_ratio` is what returning pages cost the process now, of wall time.
     """
-    rules = rules or SculptRules()
+    order, pages = _cold(blocks, size_bytes, now_s, loss_ratio, rules or SculptRules())
+    return order if pages is None else replace(order, leave=_ranges_of_pages(blocks, pages))
+
+
+def weigh_cold(
+    blocks: Blocks, size_bytes: int, now_s: float, *, loss_ratio: float = 0.0, rules: SculptRules | None = None
+) -> SculptOrder:
+    """Return what `choose_cold` comes to without saying which pages, which is most of its work."""
+    return _cold(blocks, size_bytes, now_s, loss_ratio, rules or SculptRules())[0]
+
+
+def _cold(
+    blocks: Blocks, size_bytes: int, now_s: float, loss_ratio: float, rules: SculptRules
+) -> tuple[SculptOrder, UInt16 | None]:
     budget = rules.loss_most_ratio - loss_ratio
     if budget <= 0.0:
-        return SculptOrder(reason=f"pages that return already cost {loss_ratio:.2%} of its time")
+        return SculptOrder(reason=f"pages that return already cost {loss_ratio:.2%} of its time"), None
     now = now_s - blocks.began_s
     may = (blocks.present > 0) & ~np.isnan(blocks.looked_at_s) & (blocks.zone != Zone.PREFETCH)
     may &= (blocks.flags & INCOMPRESSIBLE) == 0
@@ -107,13 +120,13 @@ def choose_cold(
     # In a block that was touched of late there may be cold pages; what counts against it is its last return.
     may &= (blocks.touched != 0) | (idle_s > rules.return_margin * blocks.return_s)
     if not may.any():
-        return SculptOrder(reason="no block is idle for longer than it took to return before")
+        return SculptOrder(reason="no block is idle for longer than it took to return before"), None
     classes = blocks.classes()
     taken = np.zeros(blocks.pool.count, np.uint16)
     left_bytes, loss, oldest, reason = size_bytes, 0.0, 0, "no page is idle"
     if float(blocks.watched_page_s[-1]) < rules.returns_least_page_s:
         # Else the young would leave before the old are there, which would have been the better choice.
-        return SculptOrder(reason=f"no page was watched yet for as long as {AGE_CLASSES[-1]} looks and more")
+        return SculptOrder(reason=f"no page was watched yet for as long as {AGE_CLASSES[-1]} looks and more"), None
     for number in range(len(AGE_CLASSES) - 1, rules.class_least - 1, -1):
         watched = float(blocks.watched_page_s[number])
         if watched < rules.returns_least_page_s:
@@ -132,13 +145,13 @@ def choose_cold(
             reason = "" if left_bytes < PAGE_BYTES else f"more would cost over {rules.loss_most_ratio:.2%} of its time"
             break
     chosen_bytes = size_bytes - left_bytes
-    return SculptOrder(
-        leave=_ranges_of_pages(blocks, taken),
+    order = SculptOrder(
         size_bytes=chosen_bytes,
         loss_ratio=loss,
         idle_least_s=AGE_CLASSES[oldest] * blocks.interval_s if chosen_bytes else float("nan"),
         reason=reason,
     )
+    return order, taken
 
 
 def choose_due(blocks: Blocks, window_s: float, now_s: float) -> SculptOrder:

@@ -5,7 +5,7 @@ from memsculpt.profile.blocks import begin as begin_blocks
 from memsculpt.profile.blocks import moved_to as move_blocks
 from memsculpt.profile.blocks import ranges_of as pool_ranges
 from memsculpt.profile.blocks import update as update_blocks
-from memsculpt.profile.blocks import with_flag, with_zone
+from memsculpt.profile.blocks import with_flag, with_left, with_zone
 from memsculpt.profile.recording import Recorder
 from memsculpt.profile.sampled_growth import estimate as estimate_growth
 from memsculpt.profile.sampled_growth import owners as page_owners
@@ -41,5 +41,6 @@ __all__ = [
     "update",
     "update_blocks",
     "with_flag",
+    "with_left",
     "with_zone",
 ]

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from memsculpt.domain.arrays import Bool, Float64, Int64
-from memsculpt.domain.pages import REGION_BYTES, Extents, Grain, Touches
+from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES, Extents, Grain, Touches
 from memsculpt.domain.pool import (
     AGE_CLASSES,
     AGE_PLANES,
@@ -144,6 +144,25 @@ def with_flag(blocks: Blocks, rows: Int64 | Bool | slice, flag: int) -> Blocks:
     changed = blocks.flags.copy()
     changed[rows] |= flag
     return replace(blocks, flags=changed)
+
+
+def with_left(blocks: Blocks, ranges: Int64) -> Blocks:
+    """Return the blocks without the pages of ascending, disjoint ranges (start, end), which have gone to the swap.
+
+    It is a guess until the next look: how many pages of a block are in memory is known, but not which.
+    """
+    size = blocks.pool.block_bytes
+    firsts = ranges[:, 0] // size
+    counts = -(-ranges[:, 1] // size) - firsts
+    row = np.repeat(np.arange(len(ranges)), counts)
+    number = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = (firsts[row] + number) * size
+    pages = (np.minimum(starts + size, ranges[row, 1]) - np.maximum(starts, ranges[row, 0])) // PAGE_BYTES
+    rows = blocks.rows_of(starts)
+    gone = np.zeros(blocks.pool.count, np.int64)
+    np.add.at(gone, rows[rows >= 0], pages[rows >= 0])
+    gone = np.minimum(gone, blocks.present).astype(np.uint16)
+    return replace(blocks, present=blocks.present - gone, swapped=blocks.swapped + gone)
 
 
 _COLUMNS = (

@@ -114,16 +114,22 @@ class Recorder:
         self._attempt(lambda store: found.append(store.last(workload, resolution_s)))
         return found[0] if found and len(found[0].values) else None
 
-    def keep(self, workload: WorkloadId, kind: str, content: bytes) -> None:
-        """Keep a new version of a record of a workload."""
-        made_s = int(max(self._clock_s(), 0.0))
-        self._attempt(lambda store: _put(store, workload, kind, content, made_s))
+    def kept(self, workload: WorkloadId, kind: str) -> bytes | None:
+        """Return the newest version of what is kept of a workload; None where there is none, or it cannot be read."""
+        found: list[bytes | None] = []
+        self._attempt(lambda store: found.append(store.get(workload, kind)))
+        return found[0] if found else None
 
-    def kept(self, kind: str, most: int) -> list[tuple[WorkloadId, bytes]]:
+    def newest(self, kind: str, most: int) -> list[tuple[WorkloadId, bytes]]:
         """Return the newest record of a kind of each workload, of those seen last; none where nothing can be read."""
         found: list[tuple[WorkloadId, bytes]] = []
         self._attempt(lambda store: found.extend(store.newest(kind, most)))
         return found
+
+    def keep(self, workload: WorkloadId, kind: str, content: bytes, *, now_s: float) -> None:
+        """Keep a new version of a record of a workload, made at `now_s` of the host's monotonic clock."""
+        made_s = self._place(now_s)
+        self._attempt(lambda store: _put(store, workload, kind, content, made_s))
 
     def record(self, ids: tuple[WorkloadId, ...], rows: Float64, *, is_named: Bool, now_s: float) -> None:
         """Take a tick's samples, shape (n_workloads, SAMPLED), NaN where not known; flush when the interval is over.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from memsculpt.domain.arrays import Int64
+from memsculpt.domain.arrays import Float64, Int64
 from memsculpt.domain.growth import KINDS, GrowthSample, GrowthSummary, Module, SampledStack, WorkloadGrowth
 from memsculpt.domain.pages import PAGE_BYTES
 from memsculpt.domain.workload import Instance, WorkloadId
@@ -44,7 +44,8 @@ def estimate(
     found, group = np.unique(pairs, return_inverse=True)
     keys: list[int] = found.tolist()
     touched, touched_variance = fault_log.sum_up(group, len(keys), events["pages"].astype(np.float64), weights)
-    kept, kept_variance = fault_log.sum_up(group, len(keys), held.astype(np.float64), weights)
+    lasting = _lasting_weights(events, {one.number: process.start_ticks for process, one in state.processes.items()})
+    kept, kept_variance = fault_log.sum_up(group, len(keys), held.astype(np.float64), lasting)
     known = tuple(state.log.stacks)
     counts = np.bincount(group, minlength=len(keys))
     stacks: list[SampledStack] = []
@@ -75,6 +76,21 @@ def estimate(
         modules=modules,
         notes=sampling.tell(state),
     )
+
+
+def _lasting_weights(events: fault_log.Events, seeds: Mapping[int, int]) -> Float64:
+    """Return for how many pages each event's page stands among what is held, shape (n_events,).
+
+    Pages that the coarsest step of their process leaves out have no say: since it was set, others may have brought them
+    anew without being seen, and what is held now would count for both.
+    """
+    weights = np.zeros(len(events))
+    for number in np.unique(events["process"]).tolist():
+        rows = np.flatnonzero(events["process"] == number)
+        shift = int(events["shift"][rows].max())
+        stays = fault_log.is_chosen(events["page"][rows].astype(np.int64), seeds[number], shift)
+        weights[rows[stays]] = float(1 << shift)
+    return weights
 
 
 def summarize(state: SamplingState) -> GrowthSummary:

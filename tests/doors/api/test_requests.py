@@ -25,9 +25,9 @@ def own_scene():
 @pytest.mark.parametrize(
     "body",
     [
-        {"workload": "lab/redis", "size": "8MiB", "within": "5s"},
-        {"workload": "lab/redis", "bytes": 8 * MIB, "within": 5},
-        {"workload": "lab/redis", "bytes": 8 * MIB},
+        {"workload": "lab/redis", "size": "4MiB", "within": "5s"},
+        {"workload": "lab/redis", "bytes": 4 * MIB, "within": 5},
+        {"workload": "lab/redis", "bytes": 4 * MIB},
     ],
 )
 def test_a_request_is_answered_by_the_next_tick(own_scene, body):
@@ -37,7 +37,7 @@ def test_a_request_is_answered_by_the_next_tick(own_scene, body):
     assert answer.status_code == 200
     assert grant["answer"] in {"enough", "resized"}
     assert grant["partition"] == "redis"
-    assert grant["granted_bytes"] >= 8 * MIB
+    assert grant["granted_bytes"] >= 4 * MIB
     assert grant["reason"]["code"]
     assert "{" not in grant["text"]
 

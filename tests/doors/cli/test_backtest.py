@@ -2,14 +2,19 @@
 """`backtest` and `train` on small tables that the tests write."""
 
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from memsculpt.domain.series import METRICS, NAMES, Series
+from memsculpt.domain.workload import WorkloadId
 from memsculpt.doors.cli.command_line import main
 from memsculpt.forecast.baselines import BASELINES
+from memsculpt.forecast.longterm import choice_from_bytes
+from memsculpt.profile.store import Reader, Store
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -77,3 +82,57 @@ def test_training_says_what_is_missing_and_leaves_nothing(tmp_path, capfd):
     assert "too few to learn from" in told
     assert list(tmp_path.glob("*gate*")) == []
     assert main(["train", str(path), "--out", str(tmp_path / "no" / "folder")]) == 1
+
+
+def test_training_that_names_nothing_is_wrong_usage(table, tmp_path, capfd):
+    assert main(["train"]) == 2
+    assert main(["train", str(table)]) == 2
+    assert main(["train", "--out", str(tmp_path / "gate")]) == 2
+    assert main(["train", str(table), "--models", str(tmp_path / "m"), "--most", "0"]) == 2
+    assert "1 or more" in capfd.readouterr().err
+
+
+@pytest.mark.timeout(300)  # a worker gives way to everybody
+@pytest.mark.needs("model_fitting")
+def test_models_of_a_table_are_written(table, tmp_path, capfd):
+    """One worker for each series, the largest first; what came of each is told."""
+    out = tmp_path / "models.json"
+    assert main(["train", str(table), "--models", str(out), "--most", "1"]) == 0
+    assert "models of 1 workloads" in capfd.readouterr().out
+    (name,) = json.loads(out.read_text())
+    assert name in {"w0", "w1", "w2"}  # the fourth uses less
+
+
+@pytest.mark.timeout(300)  # a worker gives way to everybody
+@pytest.mark.needs("model_fitting")
+def test_models_of_the_store_are_kept_there(tmp_path, capfd):
+    values = np.zeros((1500, len(METRICS)))
+    values[:, NAMES.index("needed_peak_bytes")] = 2**20 * (100.0 + np.arange(1500) % 288)
+    series = Series(
+        workload=WorkloadId("w"),
+        resolution_s=300,
+        start_s=1_800_000_000,
+        values=values,
+        is_valid=np.ones(values.shape, bool),
+    )
+    store = Store.open_to_write(tmp_path, now_s=0.0)
+    store.insert([series])
+    assert main(["train", "--store", "--state", str(tmp_path)]) == 1  # an agent, here we, owns it
+    store.close()
+    assert main(["train", "--store", "--state", str(tmp_path), "--json"]) == 0
+    (told,) = json.loads(capfd.readouterr().out)["fitted_in_store"]["models"]
+    assert (told["series"], told["problem"]) == ("w", "")
+    reader = Reader.open(tmp_path)
+    found = choice_from_bytes(reader.get(WorkloadId("w"), "model"))
+    reader.close()
+    assert found.made_step == 1_800_000_000 // 300 + 1499
+
+
+def test_without_statsforecast_the_lack_is_told(table, tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "statsforecast", None)  # as if it were not installed
+    models = tmp_path / "models"
+    assert main(["train", str(table), "--models", str(models)]) == 3
+    told = capfd.readouterr().out
+    assert "statsforecast" in told
+    assert "pip install 'memsculpt[fit]'" in told
+    assert not models.exists()

@@ -3,7 +3,17 @@
 
 from memsculpt import plan
 from memsculpt.domain.outcome import Applied
-from memsculpt.domain.plan import Action, CreateCgroup, MoveProcess, PageIn, PageOut, Reason, Reclaim, SetLimit
+from memsculpt.domain.plan import (
+    Action,
+    CreateCgroup,
+    MoveProcess,
+    PageIn,
+    PageOut,
+    Reason,
+    Reclaim,
+    SculptPool,
+    SetLimit,
+)
 from memsculpt.domain.report import Report
 from memsculpt.domain.units import format_bytes, format_duration_s
 from memsculpt.doors import words
@@ -14,6 +24,7 @@ KINDS: dict[type[Action], str] = {
     PageOut: "page-out",
     PageIn: "page-in",
     Reclaim: "reclaim",
+    SculptPool: "sculpt-pool",
     SetLimit: "set-limit",
     CreateCgroup: "create-cgroup",
     MoveProcess: "move-process",
@@ -73,7 +84,7 @@ def view_action(action: Action, now_s: float) -> ActionView:
         text=plan.explain_action(action),
         reason=view_reason(action.reason),
     )
-    if isinstance(action, PageOut | PageIn):
+    if isinstance(action, PageOut | PageIn | SculptPool):
         view.workload = words.text_of(action.workload)
         view.pid = action.process.pid
         view.size_bytes = action.size_bytes

@@ -59,8 +59,8 @@ def profile_store() -> dict[str, Any]:
         Reader.open(folder).close()
     except Unavailable as error:
         reason = f"{error.place}: {error.problem}"
-        if isinstance(error.__cause__, PermissionError):
-            problem, fix = reason, error.fix
+        if isinstance(error.__cause__, PermissionError):  # then what else is in the folder cannot be told either
+            return {"name": "profile_store", "available": False, "reason": reason, "fix": error.fix}
     except MemsculptError as error:
         reason = problem = f"{error.place}: {error.problem}"
         fix = error.fix

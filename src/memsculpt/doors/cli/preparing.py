@@ -12,6 +12,7 @@ from memsculpt.doors import places
 from memsculpt.errors import MemsculptError
 
 if TYPE_CHECKING:
+    from memsculpt.agent.refitting import Refitting
     from memsculpt.forecast.longterm import Gate
 
 GATE_NAME = "forecast.gate"  # in the state folder: what `memsculpt train --out` wrote for this agent
@@ -45,3 +46,12 @@ def read_gate(state: Path, tell: Callable[[str], None]) -> "Gate | None":
     except MemsculptError as error:
         tell(f"note: {error.place}: {error.problem}: the long-term forecaster uses its prior")
     return None
+
+
+def refitting_for(settings: Settings) -> "Refitting | None":
+    """Return what has models fitted; None where that is switched off, or `doctor` says what is missing for it."""
+    from memsculpt.agent.refitting import Refitting
+    from memsculpt.forecast import selection
+
+    count = settings.forecast.refit_count
+    return Refitting(count=count) if count and settings.profile.keep and selection.is_available() else None

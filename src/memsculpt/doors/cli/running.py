@@ -85,6 +85,7 @@ def run(wanted: Wanted) -> int:
             journal=journal,
             recorder=recorder,
             gate=preparing.read_gate(places.Path(settings.state), tell),
+            refitting=preparing.refitting_for(settings),
             looks_beside=True,
         )
         api = ApiServer(agent, socket_path=settings.socket, addresses=addresses)

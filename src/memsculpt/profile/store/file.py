@@ -33,6 +33,8 @@ _CACHE_KIB = 512
 _WAL_BYTES = 4 << 20
 _HEADER_BYTES = 100
 # What a broken file makes SQLite say. Our statements are fixed, so an error of theirs means tables that are not ours.
+# Python decodes SQLite's message, in which a broken schema is quoted, before there is an error of SQLite's.
+BROKEN_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 _BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT})
 _MAGIC = b"SQLite format 3\x00"
 
@@ -125,14 +127,14 @@ def open_to_write(path: Path) -> sqlite3.Connection:
         connection = _connect(f"file:{quote(str(path))}?mode=rw")
     except OSError as error:
         raise unwritable(path, error.strerror or repr(error)) from error
-    except sqlite3.Error as error:
+    except BROKEN_ERRORS as error:
         raise translated(path, error) from error
     try:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         connection.execute("PRAGMA secure_delete = OFF")
         problems = structure_problems(connection)
-    except sqlite3.Error as error:
+    except BROKEN_ERRORS as error:
         connection.close()
         raise translated(path, error) from error
     if problems:
@@ -167,7 +169,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     try:
         connection = _connect(f"file:{quote(str(path))}?mode=ro{'&immutable=1' if is_alone else ''}")
         connection.execute("SELECT count(*) FROM workload").fetchone()
-    except sqlite3.Error as error:
+    except BROKEN_ERRORS as error:
         raise translated(path, error) from error
     return connection
 
@@ -204,10 +206,11 @@ def structure_problems(connection: sqlite3.Connection) -> list[str]:
     return problems + [f"the table {name} is missing" for name in _TABLES if _table(name) != there.get(name)]
 
 
-def translated(path: Path, error: sqlite3.Error) -> MemsculptError:
+def translated(path: Path, error: Exception) -> MemsculptError:
     """Return one of our errors for SQLite's: CorruptStore when the file is broken, else what the disk said."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # absent where Python's own half complains
-    return _corrupt(path, str(error)) if code in _BROKEN else unwritable(path, str(error))
+    is_broken = code in _BROKEN or isinstance(error, UnicodeDecodeError)
+    return _corrupt(path, str(error)) if is_broken else unwritable(path, str(error))
 
 
 def unwritable(path: Path, problem: str) -> MemsculptError:

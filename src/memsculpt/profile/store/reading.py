@@ -216,7 +216,7 @@ class Reader:
         """Return everything that is broken: structure first, then records. Reads the whole file."""
         try:
             problems = file.structure_problems(self._connection)
-        except sqlite3.Error as error:
+        except file.BROKEN_ERRORS as error:
             return [str(file.translated(self.path, error).problem)]
         if problems:
             return problems
@@ -236,11 +236,11 @@ class Reader:
     def _rows(self, statement: str, *values: object) -> Iterator[tuple[object, ...]]:
         try:
             yield from self._connection.execute(statement, values)
-        except (sqlite3.Error, OverflowError) as error:
+        except (*file.BROKEN_ERRORS, OverflowError) as error:
             raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> MemsculptError:
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, file.BROKEN_ERRORS):
             return file.translated(self.path, error)
         return file.unwritable(self.path, str(error))
 

@@ -221,7 +221,7 @@ class Store(Reader):
                 with suppress(sqlite3.Error):  # the error that is on its way says more
                     run("ROLLBACK")
                 raise
-        except sqlite3.Error as error:
+        except file.BROKEN_ERRORS as error:
             raise file.translated(self.path, error) from error
 
     def _key_for(self, workload: WorkloadId, at_s: int) -> int:
@@ -326,7 +326,7 @@ class Store(Reader):
                     excess_bytes -= size + 16
         try:  # `execute` would go one step, which is one page
             self._connection.executescript(f"PRAGMA incremental_vacuum({_FREE_PAGES})")
-        except sqlite3.Error as error:
+        except file.BROKEN_ERRORS as error:
             raise file.translated(self.path, error) from error
 
 
