@@ -151,6 +151,9 @@ def test_a_process_that_ends_meanwhile_is_vanished(host, begin, name):
 
 def test_a_full_swap_takes_what_it_can(host, begin):
     """What finds no room stays where it is, and is told; the next call has nothing to begin with."""
+    swaps = [line.split() for line in Path("/proc/swaps").read_text().splitlines()[1:]]
+    if len(swaps) != 1:
+        pytest.skip(f"{len(swaps)} swap devices: others' are no part of this test, and may not be filled")
     scribe = begin(320 * MIB)
     area = [scribe.areas["plain"]]
     told = host.page_out_ranges(scribe.instance, area)
