@@ -30,9 +30,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("stage", params, indirect=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def own_swap() -> Iterator[None]:
-    """Swap of our own for as long as the session lasts: turning it off takes longer than any test."""
+    """Swap of our own, for one file of tests: turning it off takes longer than any test, and others count swap devices."""
     with zram_swap(512 * MIB):
         yield
 

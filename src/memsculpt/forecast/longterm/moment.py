@@ -79,7 +79,7 @@ class Moment:
     least: float  # what a ratio is softened with, so that nothing divides by 0
     scale: float  # mean absolute change from point to point in the last week
     capacity: float
-    stays: float  # 0 to 1: how much better than the last two hours' mean the last value has foretold the next hour
+    stays: float  # 0 to 1: how much better than a mean or yesterday the last value has foretold the next hour
     log_stretch: float  # what the replay of the last past moments asks the spread to be multiplied with; see replay.py
 
 
@@ -96,8 +96,11 @@ def path_place(name: str) -> int:
     return PATH_NAMES.index(name)
 
 
-def _stays(values: Float64) -> float:
-    """Tell plateaus from what returns to its mean, by how far each was off an hour later in the last week."""
+def _stays(values: Float64, day: int) -> float:
+    """Tell plateaus from what returns to its mean or has a day's rhythm, by how far each was off in the last week.
+
+    `day` has so many points; 0 where there is none.
+    """
     recent = values[-WEEK:]
     if len(recent) <= 2 * STAYS_POINTS:
         return 0.5
@@ -106,10 +109,13 @@ def _stays(values: Float64) -> float:
     sums = np.cumsum(np.concatenate(([0.0], recent)))
     means = (sums[STAYS_POINTS:] - sums[:-STAYS_POINTS])[: len(lasts)] / STAYS_POINTS
     off_by_last = float(np.abs(ahead - lasts).mean())
-    off_by_mean = float(np.abs(ahead - means).mean())
+    off_by_other = float(np.abs(ahead - means).mean())
+    if len(lasts) > day > 0:
+        as_yesterday = lasts[day:] + ahead[:-day] - lasts[:-day]
+        off_by_other = min(off_by_other, float(np.abs(ahead[day:] - as_yesterday).mean()))
     if off_by_last == 0.0:
         return 1.0
-    return float(np.clip((off_by_mean / off_by_last - STAYS_FROM) / (STAYS_TO - STAYS_FROM), 0.0, 1.0))
+    return float(np.clip((off_by_other / off_by_last - STAYS_FROM) / (STAYS_TO - STAYS_FROM), 0.0, 1.0))
 
 
 def describe(history: History) -> Moment:
@@ -173,7 +179,7 @@ def describe(history: History) -> Moment:
         least=least,
         scale=scale,
         capacity=history.capacity,
-        stays=_stays(values),
+        stays=_stays(values, day if has_day else 0),
         log_stretch=log_stretch(replay(near.ranks, peaks_after, day if has_day else 0), reference + least, least),
     )
 
