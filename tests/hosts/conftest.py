@@ -32,7 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def own_swap() -> Iterator[None]:
-    """Swap of our own, for one file of tests: turning it off takes longer than any test, and others count swap devices."""
+    """Swap of our own for a file of tests: turning it off takes longer than a test; others count swap devices."""
     with zram_swap(512 * MIB):
         yield
 
