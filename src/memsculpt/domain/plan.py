@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from memsculpt.domain.arrays import Float64, Int64, freeze_columns
 from memsculpt.domain.pool import ColdZone, HotZone
+from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
 
 NO_FIGURES: Mapping[str, float] = MappingProxyType({})
@@ -121,6 +122,19 @@ class SculptPool:
     def size_bytes(self) -> int:
         """How much at most."""
         return self.request.size_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetBalloon:
+    """Ask a VM's balloon to leave the guest `to_bytes`; it gets there at the guest's pace, or not at all."""
+
+    partition: str
+    workload: WorkloadId
+    process: Instance
+    vm: VmId
+    from_bytes: int
+    to_bytes: int
+    reason: Reason
 
 
 Action: TypeAlias = PageOut | PageIn | Reclaim | SculptPool | SetLimit | CreateCgroup | MoveProcess

@@ -16,6 +16,7 @@ from memsculpt.domain.pages import Cleared, Extents, Grain, Touches
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.pool import Tier
 from memsculpt.domain.settings import PartitionSettings
+from memsculpt.domain.vm import BalloonSet, GuestRam, VmId
 from memsculpt.domain.workload import CgroupPath, Instance
 
 Ranges: TypeAlias = Sequence[tuple[int, int]]
@@ -331,7 +332,27 @@ class Grouper(Protocol):
         ...
 
 
-class Host(Clock, Observer, Looker, Pager, Sculptor, Limiter, Grouper, Protocol):
+class Hypervisor(Protocol):
+    """Virtual machines, by their monitors; what these tell comes with `observe`.
+
+    Nothing here waits on a monitor longer than its time-out, and no VM's silence delays another.
+    Every method raises Vanished where there is no such VM any more, Unavailable where its monitor cannot be asked,
+    and Transient where it did not answer in time.
+    """
+
+    def guest_ram(self, vm: VmId) -> GuestRam:
+        """Return where the guest's memory lies. Asked once and kept while the process lives, but for hot-plug."""
+        ...
+
+    def set_balloon(self, vm: VmId, size_bytes: int) -> BalloonSet:
+        """Ask the balloon to leave the guest `size_bytes`. Raises Refused where it has none, or is not running.
+
+        Source: QMP `balloon`.
+        """
+        ...
+
+
+class Host(Clock, Observer, Looker, Pager, Sculptor, Limiter, Grouper, Hypervisor, Protocol):
     """All of them: what the agent runs on."""
 
     name: str  # "linux", "simulated"

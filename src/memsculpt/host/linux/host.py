@@ -20,6 +20,7 @@ from memsculpt.host.linux.controller import NAME_OF_OURS, Controller
 from memsculpt.host.linux.errnos import translate
 from memsculpt.host.linux.fault_watch import LinuxFaultWatch
 from memsculpt.host.linux.hierarchy import find_controller
+from memsculpt.host.linux.hypervisor import LinuxHypervisor
 from memsculpt.host.linux.observe import LinuxObserver
 from memsculpt.host.linux.pager import LinuxPager
 from memsculpt.host.linux.processes import ProcessReader
@@ -34,7 +35,7 @@ WILDCARDS = frozenset("*?[")
 EARLY_WAKE_GAP_S = 0.25
 
 
-class LinuxHost(LinuxPager, LinuxSculptor):
+class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
     """The machine that this process runs on. Fulfils host.protocol.Host."""
 
     name = "linux"

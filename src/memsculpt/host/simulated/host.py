@@ -18,6 +18,7 @@ from memsculpt.host.protocol import Capability, LimitValue, Moved
 from memsculpt.host.simulated.cgroups import PAGE_BYTES, CgroupTree
 from memsculpt.host.simulated.fault_watch import SimulatedFaultWatch
 from memsculpt.host.simulated.faults import Fault, FaultSchedule
+from memsculpt.host.simulated.hypervisor import SimulatedHypervisor
 from memsculpt.host.simulated.living import Costs, Process, Record
 from memsculpt.host.simulated.looking import SOURCES, SimulatedReader
 from memsculpt.host.simulated.machine import Machine
@@ -34,7 +35,7 @@ RETRY_IN_S = 1.0
 V2_FIX = "build it with cgroup_version=2"
 
 
-class SimulatedHost(SimulatedSculptor):
+class SimulatedHost(SimulatedSculptor, SimulatedHypervisor):
     """A host for tests, for learning, and for trying out: no privilege, no hardware, no waiting."""
 
     name = "simulated"
