@@ -166,8 +166,9 @@ def guest_memory(stats: Mapping[str, object], *, ram_bytes: int, updated_at_s: f
 
     def number(name: str, most: int) -> int | None:
         value = stats.get(name)
-        is_count = isinstance(value, int) and not isinstance(value, bool)
-        return value if is_count and 0 <= value <= most else None
+        if not isinstance(value, int) or isinstance(value, bool):
+            return None
+        return value if 0 <= value <= most else None
 
     total = number("stat-total-memory", ram_bytes) or None
     told = {ours: number(theirs, total if total is not None else -1) for theirs, ours in _SIZES.items()}
