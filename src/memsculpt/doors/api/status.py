@@ -8,6 +8,7 @@ from memsculpt.doors import words
 from memsculpt.doors.api.actions import view_actions
 from memsculpt.doors.api.partitions import list_partitions
 from memsculpt.doors.api.schema import AgentView, BackoffView, MemoryView, SamplingView, ScoresView, StatusView
+from memsculpt.doors.api.vms import list_vms
 from memsculpt.doors.api.workloads import list_workloads
 
 RECENT_ACTIONS = 20
@@ -33,6 +34,7 @@ def view_status(report: Report) -> StatusView:
         notes=[words.text_of(note) for note in report.notes],
         last_problem=words.text_of(report.last_problem),
         growth=_view_sampling(report),
+        vms=list_vms(report),
     )
 
 
