@@ -93,13 +93,14 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
     bench = BENCHES[args.name]
     # Before the bench, which can take an hour: a page that cannot be drawn is told at once.
-    page = importlib.import_module(bench.page).page if args.html is not None else None
+    html: Path | None = args.html
+    page = importlib.import_module(bench.page).page if html is not None else None
     module = importlib.import_module(f"memsculpt_bench.{bench.module}")
     options = {name: getattr(args, name) for name in bench.options}
     result = module.run(rounds=rounds, quick=args.quick, say=_say, **options)
-    if page is not None:
-        args.html.write_text(page(result), encoding="utf-8")
-        _say(f"wrote {args.html}")
+    if html is not None and page is not None:
+        html.write_text(page(result), encoding="utf-8")
+        _say(f"wrote {html}")
     return result
 
 

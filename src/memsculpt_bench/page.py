@@ -115,7 +115,9 @@ def columns_of(runs: object) -> dict[str, list[float]]:
     """
     if isinstance(runs, Mapping):
         lists = {str(name): values for name, values in cast("Mapping[str, object]", runs).items()}
-        found = {name: _numbers(values) for name, values in lists.items() if isinstance(values, list)}
+        found = {
+            name: _numbers(cast("list[object]", values)) for name, values in lists.items() if isinstance(values, list)
+        }
     else:
         rounds = [
             cast("Mapping[str, object]", run) for run in cast("Sequence[object]", runs) if isinstance(run, Mapping)
