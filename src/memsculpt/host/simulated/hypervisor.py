@@ -15,3 +15,11 @@ class SimulatedHypervisor:
     def set_balloon(self, vm: VmId, size_bytes: int) -> BalloonSet:
         """Ask a balloon; see the protocol."""
         raise Vanished(place=f"vm {vm}")
+
+    def is_offered(self, vm: VmId) -> bool:
+        """Tell whether the guest's RAM is offered to KSM; see the protocol."""
+        raise Vanished(place=f"vm {vm}")
+
+    def offer(self, vm: VmId, *, to_ksm: bool) -> bool:
+        """Offer the guest's RAM to KSM or take it back; see the protocol."""
+        raise Vanished(place=f"vm {vm}")
