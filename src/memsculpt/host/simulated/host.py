@@ -88,6 +88,7 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor, SimulatedMerger):
         self._stalls: deque[tuple[float, float]] = deque()  # (at_s, stalled_s) within the pressure window
         self._quiet_until_s = START_S
         self._woken = threading.Event()
+        self._last_readings = {}
         self._modules: dict[str, int] = {}  # of programs whose faults were watched
         self._machine.begin_lives()
         self.begin_merging(total_bytes // 2)
@@ -117,7 +118,7 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor, SimulatedMerger):
 
     def observe(self) -> Observation:
         """Read all workloads at once."""
-        return observe_machine(self._machine, self._partitions)
+        return observe_machine(self._machine, self._partitions, self.read_vms())
 
     def capabilities(self) -> Mapping[str, Capability]:
         """Tell what this host offers now; a denied paging shows."""
