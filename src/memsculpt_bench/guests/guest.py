@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from memsculpt_bench.guests import image
 
@@ -70,10 +70,18 @@ class Machine:
         ]
 
 
+class Bootable(Protocol):
+    """What QEMU is started with."""
+
+    def command(self, folder: Path, shell_fd: int) -> list[str]:
+        """Return the command line; `shell_fd` is the socket that the guest's shell is to talk over."""
+        ...
+
+
 class Guest:
     """A booted machine; use it as a context manager, at whose end it is gone in any case."""
 
-    def __init__(self, machine: Machine, folder: Path) -> None:
+    def __init__(self, machine: Bootable, folder: Path) -> None:
         self.machine = machine
         self.folder = folder
         self.boot_s = 0.0

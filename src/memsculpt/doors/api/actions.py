@@ -13,6 +13,7 @@ from memsculpt.domain.plan import (
     Reclaim,
     SculptPool,
     SetLimit,
+    SetSharing,
 )
 from memsculpt.domain.report import Report
 from memsculpt.domain.units import format_bytes, format_duration_s
@@ -28,6 +29,7 @@ KINDS: dict[type[Action], str] = {
     SetLimit: "set-limit",
     CreateCgroup: "create-cgroup",
     MoveProcess: "move-process",
+    SetSharing: "set-sharing",
 }
 
 
@@ -92,6 +94,8 @@ def view_action(action: Action, now_s: float) -> ActionView:
         view.cgroup, view.to_cgroup = words.text_of(action.from_cgroup), words.text_of(action.to_cgroup)
         view.pid = action.process.pid
         view.size_bytes = action.charged_bytes
+    elif isinstance(action, SetSharing):
+        view.size_bytes = action.size_bytes
     else:
         view.cgroup = words.text_of(action.cgroup)
     if isinstance(action, Reclaim):
