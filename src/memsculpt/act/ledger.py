@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass, replace
 
 from memsculpt.act.records import (
+    BalloonAsked,
+    BalloonKey,
     CgroupCreated,
     Change,
     ChangeKey,
@@ -18,6 +20,7 @@ from memsculpt.act.records import (
     key_of,
 )
 from memsculpt.domain.plan import LimitKind
+from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.host.protocol import LimitValue
 
@@ -56,6 +59,11 @@ class Ledger:
         change = self._changes.get(process)
         return change if isinstance(change, ProcessMoved) else None
 
+    def balloon(self, vm: VmId) -> BalloonAsked | None:
+        """Return the balloon's entry, None when it is as we found it."""
+        change = self._changes.get(BalloonKey(vm=vm))
+        return change if isinstance(change, BalloonAsked) else None
+
     def fold(self, record: Record) -> None:
         """Take in one record, oldest first."""
         match record:
@@ -63,7 +71,7 @@ class Ledger:
                 key = (record.cgroup, record.kind)
                 self._limits[key] = Limit(change=record)
                 self._changes[key] = record
-            case CgroupCreated() | ProcessMoved():
+            case CgroupCreated() | ProcessMoved() | BalloonAsked():
                 self._changes[key_of(record)] = record
             case LimitKept():
                 limit = self._limits.get((record.cgroup, record.kind))

@@ -10,7 +10,7 @@ Every record of a change is enough to undo that change: it repeats the first old
 is healed by the next one. Text that is no UTF-8 is carried as surrogates (PEP 383), which JSON escapes, and comes back
 byte for byte.
 
-Kinds and fields that were ever released stay reserved: limit, kept, created, moved, undone, pages.
+Kinds and fields that were ever released stay reserved: limit, kept, created, moved, undone, pages, balloon.
 """
 
 import json
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 from memsculpt.domain.plan import LimitKind
+from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.errors import CorruptRecord
 
@@ -87,6 +88,28 @@ class ProcessMoved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BalloonKey:
+    """What a VM's balloon is known by; a class of its own, because a VM's id and a cgroup's path are both text."""
+
+    vm: VmId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BalloonAsked:
+    """A balloon is about to be asked for; `old_bytes` is what it left the guest before memsculpt's first ask.
+
+    It moves at the guest's pace: every value between the lowest and the highest that we know of is ours.
+    """
+
+    vm: VmId
+    process: Instance
+    old_bytes: int
+    low_bytes: int
+    high_bytes: int
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Undone:
     """A change needs no undoing any more: it was put back, or it is no longer ours.
 
@@ -106,8 +129,8 @@ class PagesMoved:
 
 
 LimitKey: TypeAlias = tuple[CgroupPath, LimitKind]
-ChangeKey: TypeAlias = LimitKey | CgroupPath | Instance
-Change: TypeAlias = LimitChange | CgroupCreated | ProcessMoved
+ChangeKey: TypeAlias = LimitKey | CgroupPath | Instance | BalloonKey
+Change: TypeAlias = LimitChange | CgroupCreated | ProcessMoved | BalloonAsked
 Record: TypeAlias = Change | LimitKept | Undone | PagesMoved
 
 
@@ -120,6 +143,8 @@ def key_of(change: Change) -> ChangeKey:
             return change.cgroup
         case ProcessMoved():
             return change.process
+        case BalloonAsked():
+            return BalloonKey(vm=change.vm)
 
 
 def header() -> bytes:
@@ -210,6 +235,17 @@ def _fields_of(record: Record) -> dict[str, Any]:
                 "to": record.to_cgroup,
                 **_origin_fields(record.origin),
             }
+        case BalloonAsked():
+            return {
+                "k": "balloon",
+                "vm": record.vm,
+                "pid": record.process.pid,
+                "start": record.process.start_ticks,
+                "old": record.old_bytes,
+                "low": record.low_bytes,
+                "high": record.high_bytes,
+                **_origin_fields(record.origin),
+            }
         case Undone():
             return {"k": "undone", **_key_fields(record.change), "text": record.text}
         case PagesMoved():
@@ -224,6 +260,8 @@ def _key_fields(key: ChangeKey) -> dict[str, Any]:
     match key:
         case Instance():
             return {"pid": key.pid, "start": key.start_ticks}
+        case BalloonKey():
+            return {"vm": key.vm}
         case str():
             return {"cgroup": key}
         case (cgroup, kind):
@@ -265,6 +303,15 @@ def _record_from(fields: dict[str, Any]) -> Record:
                 to_cgroup=CgroupPath(fields["to"]),
                 origin=_origin_from(fields),
             )
+        case "balloon":
+            return BalloonAsked(
+                vm=VmId(fields["vm"]),
+                process=Instance(pid=fields["pid"], start_ticks=fields["start"]),
+                old_bytes=fields["old"],
+                low_bytes=fields["low"],
+                high_bytes=fields["high"],
+                origin=_origin_from(fields),
+            )
         case "undone":
             return Undone(change=_key_from(fields), text=fields["text"])
         case "pages":
@@ -280,5 +327,7 @@ def _origin_from(fields: dict[str, Any]) -> Origin:
 def _key_from(fields: dict[str, Any]) -> ChangeKey:
     if "pid" in fields:
         return Instance(pid=fields["pid"], start_ticks=fields["start"])
+    if "vm" in fields:
+        return BalloonKey(vm=VmId(fields["vm"]))
     cgroup = CgroupPath(fields["cgroup"])
     return (cgroup, LimitKind(fields["limit"])) if "limit" in fields else cgroup

@@ -137,7 +137,7 @@ class SetBalloon:
     reason: Reason
 
 
-Action: TypeAlias = PageOut | PageIn | Reclaim | SculptPool | SetLimit | CreateCgroup | MoveProcess
+Action: TypeAlias = PageOut | PageIn | Reclaim | SculptPool | SetLimit | SetBalloon | CreateCgroup | MoveProcess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -214,4 +214,5 @@ class Abilities:
     limits: bool = True
     gather: bool = True  # pages of another process in huge pages
     groups: bool = True  # cgroups can be made and processes moved
+    balloons: bool = True  # of VMs
     protects_by: Literal["min", "soft"] = "min"

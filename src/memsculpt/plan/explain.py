@@ -17,6 +17,7 @@ from memsculpt.domain.plan import (
     Reason,
     Reclaim,
     SculptPool,
+    SetBalloon,
 )
 from memsculpt.domain.pool import HotZone
 from memsculpt.domain.units import format_bytes, format_duration_s
@@ -72,6 +73,9 @@ def _what(action: Action) -> str:
         return f"{action.partition}: create cgroup {action.cgroup}"
     if isinstance(action, MoveProcess):
         return f"{action.partition}: move process {action.process.pid} to {action.to_cgroup}"
+    if isinstance(action, SetBalloon):
+        change = f"from {format_bytes(action.from_bytes)} to {format_bytes(action.to_bytes)}"
+        return f"{action.workload}: what its balloon leaves it {change}"
     name = _LIMIT_NAMES[action.kind]
     change = f"from {format_bytes(action.from_bytes)} to {format_bytes(action.to_bytes)}"
     if action.from_bytes == action.to_bytes:

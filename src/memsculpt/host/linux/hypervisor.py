@@ -12,6 +12,10 @@ class LinuxHypervisor:
         """Return where the guest's memory lies; see the protocol."""
         raise Vanished(place=f"vm {vm}")
 
+    def read_balloon(self, vm: VmId) -> int:
+        """Return what the balloon leaves the guest; see the protocol."""
+        raise Vanished(place=f"vm {vm}")
+
     def set_balloon(self, vm: VmId, size_bytes: int) -> BalloonSet:
         """Ask a balloon; see the protocol."""
         raise Vanished(place=f"vm {vm}")
