@@ -11,6 +11,7 @@ from memsculpt import act
 from memsculpt.agent.sculpting import Sculpting
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.pool import ColdZone, HotZone
+from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Sculpt, Settings
 from memsculpt.domain.units import format_bytes
 from memsculpt.domain.vm import VmId, VmReading
@@ -18,6 +19,27 @@ from memsculpt.errors import UsageError
 from memsculpt.plan import Balloon
 
 log = logging.getLogger(__name__)
+
+
+def notes_of(observation: Observation, profiles: Profiles) -> tuple[str, ...]:
+    """Return what people should know of the partitions' VMs: who tells nothing, and whose memory moves otherwise."""
+    inside = {
+        one
+        for one, name in zip(observation.workloads.ids, observation.workloads.partitions, strict=True)
+        if name is not None
+    }
+    notes: list[str] = []
+    for reading in observation.vms:
+        demand = profiles.guests.get(reading.workload)
+        if reading.workload not in inside or demand is None:
+            continue
+        if demand.problem:
+            notes.append(f"{reading.workload}: {demand.problem}")
+        if not reading.features.balloon and reading.balloon_bytes is None:
+            notes.append(f"{reading.workload}: it has no balloon, so its memory moves by page-out alone")
+        if reading.features.virtio_mem:
+            notes.append(f"{reading.workload}: it has virtio-mem; what is plugged there is left as it is")
+    return tuple(notes)
 
 
 class Ballooning:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from memsculpt import act, forecast, learn, plan, profile
-from memsculpt.agent.ballooning import Ballooning
+from memsculpt.agent.ballooning import Ballooning, notes_of
 from memsculpt.agent.foresight import Foresight
 from memsculpt.agent.growth_watch import GrowthWatch
 from memsculpt.agent.refitting import Refitting
@@ -376,6 +376,8 @@ class Agent:
 
     def _notes(self, observation: Observation) -> tuple[str, ...]:
         notes = list(observation.notes)
+        if observation.vms and self.report.profiles is not None:
+            notes.extend(notes_of(observation, self.report.profiles))
         if self.report.heat is not None:
             notes.extend(self.report.heat.notes)
         if self.report.growth is not None:

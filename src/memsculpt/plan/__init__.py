@@ -4,6 +4,7 @@
 from memsculpt.plan.balloon_watch import after_asking
 from memsculpt.plan.decide import choose
 from memsculpt.plan.explain import explain_action, explain_grant, explain_plan, explain_reason
+from memsculpt.plan.overcommit import Overcommit, overcommit_of
 from memsculpt.plan.request import answer_request
 from memsculpt.plan.sculpt import (
     SculptRules,
@@ -18,6 +19,7 @@ from memsculpt.plan.state import Balloon, PlannerState
 
 __all__ = [
     "Balloon",
+    "Overcommit",
     "PlannerState",
     "SculptRules",
     "after_asking",
@@ -31,6 +33,7 @@ __all__ = [
     "explain_plan",
     "explain_reason",
     "explain_sculpt",
+    "overcommit_of",
     "ranges_of_rows",
     "weigh_cold",
 ]
