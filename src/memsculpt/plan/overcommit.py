@@ -58,7 +58,8 @@ def overcommit_of(
         if partition_of.get(name) is not None and name not in names
     )
     capacity = max(settings.capacity_of(observation.memory.total_bytes) - others, 1)
-    reach, quantiles = [], np.zeros((len(vms), len(forecasts.levels)))
+    reach: list[int] = []
+    quantiles = np.zeros((len(vms), len(forecasts.levels)))
     for at, one in enumerate(vms):
         demand = profiles.guests.get(one.workload)
         reach.append(one.ram_bytes + (0 if demand is None else demand.overhead_bytes))
