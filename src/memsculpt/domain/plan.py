@@ -156,7 +156,9 @@ class SetSharing:
         return ""
 
 
-Action: TypeAlias = PageOut | PageIn | Reclaim | SculptPool | SetLimit | CreateCgroup | MoveProcess | SetSharing
+Action: TypeAlias = (
+    PageOut | PageIn | Reclaim | SculptPool | SetLimit | SetBalloon | SetSharing | CreateCgroup | MoveProcess
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -233,4 +235,5 @@ class Abilities:
     limits: bool = True
     gather: bool = True  # pages of another process in huge pages
     groups: bool = True  # cgroups can be made and processes moved
+    balloons: bool = True  # of VMs
     protects_by: Literal["min", "soft"] = "min"

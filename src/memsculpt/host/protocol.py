@@ -345,6 +345,13 @@ class Hypervisor(Protocol):
         """Return where the guest's memory lies. Asked once and kept while the process lives, but for hot-plug."""
         ...
 
+    def read_balloon(self, vm: VmId) -> int:
+        """Return what the balloon leaves the guest now, in bytes; works in a fresh process, too.
+
+        Raises Refused where it has none. Source: QMP `query-balloon`.
+        """
+        ...
+
     def set_balloon(self, vm: VmId, size_bytes: int) -> BalloonSet:
         """Ask the balloon to leave the guest `size_bytes`. Raises Refused where it has none, or is not running.
 

@@ -17,6 +17,7 @@ from memsculpt.domain.plan import (
     Reason,
     Reclaim,
     SculptPool,
+    SetBalloon,
     SetSharing,
 )
 from memsculpt.domain.pool import HotZone
@@ -84,6 +85,9 @@ def _what(action: Action) -> str:
         if action.rate is not None:
             rate = f", {action.rate.pages_to_scan} pages every {action.rate.sleep_ms} ms"
         return f"trust group {action.group}: {_SHARING[action.step]}{rate}"
+    if isinstance(action, SetBalloon):
+        change = f"from {format_bytes(action.from_bytes)} to {format_bytes(action.to_bytes)}"
+        return f"{action.workload}: what its balloon leaves it {change}"
     name = _LIMIT_NAMES[action.kind]
     change = f"from {format_bytes(action.from_bytes)} to {format_bytes(action.to_bytes)}"
     if action.from_bytes == action.to_bytes:
