@@ -36,6 +36,11 @@ def add_command(subparsers: Subparsers) -> None:
     parser.add_argument("--rounds", type=_count, default=None, help="rounds of each arm (default 5, with --quick 1)")
     parser.add_argument("--quick", action="store_true", help="a short form for a demonstration")
     parser.add_argument("--swap", choices=("zram", "disk", "both"), default="both", help="isolation: what swap is on")
+    parser.add_argument("--part", action="append", help="phases: only this part, and then others named likewise")
+    parser.add_argument("--first-round", type=_count, default=1, help="phases: number of the first round (its seed)")
+    parser.add_argument(
+        "--merge", type=Path, nargs="+", default=None, help="phases: run nothing, put these --json results together"
+    )
     parser.add_argument("--html", type=Path, default=None, help="write a self-contained page with plots")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
@@ -78,19 +83,35 @@ def _run(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
         sense = importlib.import_module("memsculpt_bench.sense")
         return sense.run(rounds=rounds, quick=args.quick, say=sense.say_to_stderr)
     if args.name == "phases":
-        phases = importlib.import_module("memsculpt_bench.phase_rounds")
-        result = phases.run(rounds=rounds, quick=args.quick, say=phases.say_to_stderr)
-        if args.html is not None:
-            report = importlib.import_module("memsculpt_bench.phase_report")
-            args.html.write_text(report.page(result), encoding="utf-8")
-            sys.stderr.write(f"wrote {args.html}\n")
-        return result
+        return _phases(args, rounds)
     rounds_module = importlib.import_module("memsculpt_bench.isolation_rounds")
     swaps = ("zram", "disk") if args.swap == "both" else (args.swap,)
     swaps = swaps[:1] if args.quick else swaps
     result = rounds_module.run(rounds=rounds, quick=args.quick, swaps=swaps, say=rounds_module.say_to_stderr)
     if args.html is not None:
         report = importlib.import_module("memsculpt_bench.report")
+        args.html.write_text(report.page(result), encoding="utf-8")
+        sys.stderr.write(f"wrote {args.html}\n")
+    return result
+
+
+def _phases(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
+    phases = importlib.import_module("memsculpt_bench.phase_rounds")
+    unknown = set(args.part or ()) - set(phases.PARTS)
+    if unknown:
+        raise LabUnavailable(f"no part {min(unknown)!r}: there are {', '.join(phases.PARTS)}")
+    if args.merge is not None:
+        result = phases.merged(args.merge)
+    else:
+        result = phases.run(
+            rounds=rounds,
+            quick=args.quick,
+            say=phases.say_to_stderr,
+            parts=args.part or phases.PARTS,
+            first_round=args.first_round,
+        )
+    if args.html is not None:
+        report = importlib.import_module("memsculpt_bench.phase_report")
         args.html.write_text(report.page(result), encoding="utf-8")
         sys.stderr.write(f"wrote {args.html}\n")
     return result
