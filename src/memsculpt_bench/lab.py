@@ -186,7 +186,8 @@ def sweep() -> list[str]:
     for base in (V1_MEMORY, V1_UNIFIED, V2):
         for root in base.glob(f"{PREFIX}-*") if base.exists() else ():
             owner = root.name.removeprefix(f"{PREFIX}-").split("-")[0]
-            if not owner.isdigit() or not Path(f"/proc/{owner}").exists():
+            # A name that a lab does not give is somebody else's, whatever it begins with.
+            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
                 remove_cgroup_tree(root)
                 swept.append(root.as_posix())
     return swept

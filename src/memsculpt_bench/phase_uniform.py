@@ -27,7 +27,7 @@ UNIFORM = Scenario(
     sets=2,
     limit_bytes=272 * MIB,  # 4 MiB less than it has
     touches=1 << 20,
-    slot_s=0.0,
+    slot_s=1.0,  # it does not wait
     jitter=0.0,
     periods=1_000_000,  # it is ended from outside
 )

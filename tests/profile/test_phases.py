@@ -143,6 +143,22 @@ def test_a_walk_is_foretold(first, stride):
     assert walk.blocks.tolist() == sorted(first + stride * number for number in range(100, 120))
 
 
+def test_a_slow_walk_beside_others_is_one_phase():
+    """A table that is read from begin to end, over many looks, is one set, whoever else touches a few blocks."""
+    state, table = PhaseState(), np.arange(50_000, 50_800)
+    for period in range(3):
+        for step in range(12):
+            part = table[step * 100 : (step + 1) * 100]
+            besides = np.arange(4) + 20 * (step % 3)
+            blocks = np.concatenate((besides, part))
+            state = phases.update(state, Sight(at_s=12.0 * period + step + 1.0, blocks=blocks, blocks_in_pool=POOL))
+
+    (known,) = state.phases
+
+    assert known.blocks.occurrences == 3
+    assert slots.size_of(known.blocks.core) >= len(table)
+
+
 def test_the_history_of_blocks_tells_noise_from_drift():
     """What came once and never came back is not believed the next time; what stays once it has come is."""
     rng = np.random.default_rng(4)
