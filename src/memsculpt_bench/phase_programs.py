@@ -43,13 +43,13 @@ class Scenario:
     habit: str = "random"
     set_bytes: int = 128 * MIB
     sets: int = 2
-    limit_bytes: int = 224 * MIB  # a set, interpreter and numpy (20 MiB), and half of the other set
+    limit_bytes: int = 224 * MIB  # a set, the interpreter's own 7 MiB, and two thirds of the other set
     is_rested: bool = True  # all sets are out when the turns begin; else only what does not fit
     touches: int = 10_000_000
-    requests: int = 20_000  # cache: in a turn
+    requests: int = 40_000  # cache: in a turn
     slot_s: float = 2.5
     jitter: float = 0.08
-    periods: int = 7
+    periods: int = 6
     swap_bytes: int = 2048 * MIB
 
     @property

@@ -31,9 +31,9 @@ PARTS = ("random", "nightly", "tight", "uniform")
 MANAGED = ("random", "nightly", "tight")
 QUICK_PERIODS = 5
 RANDOM = Scenario()
-NIGHTLY = Scenario(habit="nightly", limit_bytes=224 * MIB, touches=4 * RANDOM.set_bytes // 8)
+NIGHTLY = Scenario(habit="nightly", limit_bytes=208 * MIB, touches=4 * RANDOM.set_bytes // 8)
 # Found by trying: here the kernel kills the program, with swap that is nearly empty.
-TIGHT = Scenario(limit_bytes=240 * MIB, is_rested=False, periods=5)
+TIGHT = Scenario(limit_bytes=240 * MIB, is_rested=False, periods=4)
 # A turn is not known better than to this share of it: what is lost is not taken for less.
 RESOLUTION_RATIO = 0.02
 

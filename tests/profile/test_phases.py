@@ -248,6 +248,29 @@ def test_what_is_kept_is_bounded():
     assert min(one.id for one in state.phases) >= 20
 
 
+def test_between_what_is_expected_it_is_calm():
+    """Of two sets in turn: within one it is calm until it may end, in a pause until the next one's earliest onset."""
+    trace = alternating(A, B, periods=5, late_period=4)
+    ends = {"in A": trace.late_from + 2, "after A": trace.late_from + 8 + 2}
+    until_s = {}
+    for name, end in ends.items():
+        state = watched(phase_traces.Trace(blocks=POOL, step_s=0.5, looks=trace.looks[:end], late_from=0))
+        until_s[name] = phase_outlook.calm_until_s(state, state.at_s) - state.at_s
+    fresh = watched(phase_traces.Trace(blocks=POOL, step_s=0.5, looks=trace.looks[:3], late_from=0))
+
+    assert until_s["in A"] == pytest.approx(3.0, abs=0.5)
+    assert until_s["after A"] == pytest.approx(0.5, abs=0.3)
+    assert phase_outlook.calm_until_s(fresh, fresh.at_s) == -np.inf
+
+
+def test_what_goes_on_without_an_end_is_calm():
+    """After some looks at a program without a pattern nothing is to be missed."""
+    trace = phase_traces.uniform(blocks=POOL, share=0.8, steps=40, rng=np.random.default_rng(5))
+    state = watched(trace)
+
+    assert phase_outlook.calm_until_s(state, state.at_s) == np.inf
+
+
 def test_time_goes_on():
     """A look that is not later than the last one is refused."""
     state = phases.update(PhaseState(), Sight(at_s=2.0, blocks=A))

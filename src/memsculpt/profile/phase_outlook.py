@@ -19,6 +19,8 @@ from memsculpt.profile.slots import Bits
 PROBABILITY_LEAST = 0.2
 CHAIN_MOST = 4
 LEARNT_OCCURRENCES = 3  # from so many on the times of a phase are relied on
+STEADY_LOOKS = 10  # of something that has no known end
+OVERDUE_RATIO = 1.5
 LOOKS_IN_VAIN = 50  # without a phase that comes back; then is looked half as often
 # Gaps that differ from the median by more than this share are no rhythm.
 REGULAR_RATIO = 0.25
@@ -61,15 +63,19 @@ def look_interval_s(state: PhaseState, least_s: float, most_s: float) -> float:
 def calm_until_s(state: PhaseState, now_s: float) -> float:
     """Return until when nothing is expected to begin or to end, going by the 10 % quantiles; -inf: it may at any time.
 
-    Until then looks may be rarer. It is never calm where the times are not known: while something new is there, before
-    a phase has come three times, when nothing is announced, and when what has begun may have ended.
+    Until then looks may be rarer. It is not calm where the times are not known: while something new begins, before a
+    phase has come three times, when nothing is announced, and when what has begun may have ended. What goes on and on
+    is calm again (inf): of a program without a pattern there is nothing to be missed.
     """
     segment = state.segment
     if segment is not None:
-        phase = phase_of(state, segment.phase)
-        if phase is None or segment.quiet_looks or phase.blocks.occurrences < LEARNT_OCCURRENCES:
+        if segment.quiet_looks:
             return float("-inf")
-        return segment.onset_s + float(np.quantile(phase.dwells_s, 0.1))
+        phase = phase_of(state, segment.phase)
+        is_learnt = phase is not None and phase.blocks.occurrences >= LEARNT_OCCURRENCES
+        if phase is not None and is_learnt and now_s - segment.onset_s <= OVERDUE_RATIO * max(phase.dwells_s):
+            return segment.onset_s + float(np.quantile(phase.dwells_s, 0.1))
+        return float("inf") if segment.looks >= STEADY_LOOKS else float("-inf")
     announced = (
         *_by_chain(state, now_s, float("inf")),
         *_by_period(state, now_s),
