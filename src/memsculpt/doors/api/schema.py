@@ -291,6 +291,18 @@ class VmsView(msgspec.Struct, kw_only=True):
     vms: list[VmView]
 
 
+class OvercommitView(msgspec.Struct, kw_only=True):
+    """How far the partitions' VMs are overcommitted, and the chance that their demands exceed the capacity."""
+
+    vm_count: int
+    reach_bytes: int  # what they may reach together: guest memory in full, and QEMU's own
+    capacity_bytes: int  # what is left for them
+    ratio: float
+    horizon_s: float
+    together_ratio: float  # chance within the horizon, if they peak together
+    apart_ratio: float  # the same, if each peaks for itself
+
+
 class StatusView(msgspec.Struct, kw_only=True):
     """Everything at a glance."""
 
@@ -311,6 +323,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     last_problem: str
     growth: SamplingView | None = None  # None: no partition is critical, or sensing is off
     vms: list[VmView] = []
+    overcommit: OvercommitView | None = None  # None: no partition holds a VM
 
 
 class PartitionsView(msgspec.Struct, kw_only=True):
