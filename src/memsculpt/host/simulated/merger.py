@@ -69,7 +69,7 @@ class SimulatedMerger:
         is_offered: bool = False,
     ) -> None:
         """Let a process hold pages, or others than before: what changed is not merged any more."""
-        self._advance()
+        self._scan_on()
         new = np.fromiter(contents, np.int64)
         before = self._held.get(process)
         held = Held(process=process, name=name, uid=uid, vm=vm, contents=new, is_offered=False)
@@ -84,7 +84,7 @@ class SimulatedMerger:
 
     def let_go(self, process: Instance) -> None:
         """End a process's part in it."""
-        self._advance()
+        self._scan_on()
         held = self._held.pop(process)
         self._offer(held, is_offered=False)
 
@@ -92,7 +92,7 @@ class SimulatedMerger:
 
     def merging(self) -> Merging:
         """Return what KSM does now."""
-        self._advance()
+        self._scan_on()
         shared, users = self._shared()
         return Merging(
             run=int(self._ksm["run"]),
@@ -109,7 +109,7 @@ class SimulatedMerger:
 
     def offerers(self) -> tuple[Offerer, ...]:
         """Return who has offered memory, or has merged pages."""
-        self._advance()
+        self._scan_on()
         many = self._numbers_of_many()
         return tuple(
             Offerer(
@@ -152,7 +152,7 @@ class SimulatedMerger:
 
     def write_ksm(self, name: str, text: str) -> str:
         """Write a setting; `run` 2 takes everything apart."""
-        self._advance()
+        self._scan_on()
         self.read_ksm(name)
         self._ksm[name] = text.strip()
         if name == "run" and text.strip() == "2":
@@ -166,7 +166,7 @@ class SimulatedMerger:
 
     def offer(self, vm: VmId, *, to_ksm: bool) -> bool:
         """Offer a guest's RAM, or take it back."""
-        self._advance()
+        self._scan_on()
         held = self._of_vm(vm)
         self._offer(held, is_offered=to_ksm)
         return held.is_offered
@@ -199,7 +199,7 @@ class SimulatedMerger:
             held.is_seen[:], held.is_merged[:] = False, False
         held.is_offered = is_offered
 
-    def _advance(self) -> None:
+    def _scan_on(self) -> None:
         now_s = self.now_s()
         passed_s, self._scanned_until_s = now_s - self._scanned_until_s, now_s
         if self._ksm["run"] != "1" or not self._queue:
