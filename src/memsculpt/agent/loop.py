@@ -22,6 +22,7 @@ from memsculpt.agent.foresight import Foresight
 from memsculpt.agent.growth_watch import GrowthWatch
 from memsculpt.agent.refitting import Refitting
 from memsculpt.agent.sculpting import Sculpting
+from memsculpt.agent.sharing import Sharing
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.growth import GrowthSample, GrowthSummary
 from memsculpt.domain.heat import WorkloadHeat
@@ -79,6 +80,7 @@ class Agent:
         gate: longterm.Gate | None = None,
         refitting: Refitting | None = None,
         looks_beside: bool = False,
+        sharing_seat: act.SharingSeat | None = None,
     ) -> None:
         self._host = host
         self._settings = settings
@@ -92,6 +94,7 @@ class Agent:
         self._sensor = act.Sensor(host, settings.interval_s if looks_beside else 0.0)
         self._touch_cost_s: float | None = None
         self._sculpting = Sculpting(host, settings)
+        self._sharing = Sharing(host, settings, seat=sharing_seat)
         self._growth = GrowthWatch(host, settings, beside=looks_beside)
         self._forecaster = forecast.Forecaster()
         if self._foresight is not None:
@@ -174,7 +177,9 @@ class Agent:
             settings,
             pools=self._sculpting.summaries(observation),
         )
+        chosen = self._sharing.choose(chosen, observation)
         applied = self._carry_out(observation, chosen)
+        self._sharing.note(applied)
         self._watch_created(applied)
         for asked, grant in answered:
             asked.answer.set_result(grant)
@@ -212,6 +217,7 @@ class Agent:
         self._sensor.close()
         self._growth.close(_ending())
         self._sculpting.close(may_act=self._may_act())
+        self._sharing.close()
         if self._foresight is not None:
             self._foresight.close(self.report.observation, self._forecaster)
         while self._asked:
@@ -358,6 +364,7 @@ class Agent:
             forecasts=forecasts,
             outlooks=tuple(forecasts.outlooks.values()),
             pools=self._sculpting.pools(),
+            sharing=self._sharing.report,
             plan=chosen,
             planned=applied,
             applied=tuple(self._recent),
