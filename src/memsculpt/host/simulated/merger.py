@@ -82,6 +82,10 @@ class SimulatedMerger:
         self._held[process] = held
         self._offer(held, is_offered=is_offered)
 
+    def begin_scarcity(self, available_bytes: int) -> None:
+        """Say how much memory is left from now on to take merged pages apart."""
+        self._available_bytes = available_bytes
+
     def let_go(self, process: Instance) -> None:
         """End a process's part in it."""
         self._scan_on()
