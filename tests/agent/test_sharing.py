@@ -131,6 +131,23 @@ def test_a_stranger_pauses_merging_until_he_is_gone(scene: Scene):
     scene.until(Phase.MERGING)
 
 
+@pytest.mark.parametrize("ticks", [0, 1, 2, 3, 5])
+def test_who_comes_while_nobody_looks_is_not_reached_in_that_time(scene: Scene, ticks: int):
+    """An agent that dies looks no more: until its changes are undone a newcomer is still behind everybody else."""
+    scene.until(Phase.MERGING)
+    scene.tick(ticks)
+    stranger = Instance(pid=99_999, start_ticks=1)
+    scene.host.hold(stranger, COMMON, is_offered=True)
+    scene.host.wait_until(scene.host.now_s() + RULES.unwatched_s - 0.01)
+    scanned = scene.host.merging().scanned_pages
+
+    assert scene.merging_pages(stranger) == 0
+    assert scene.knobs()["run"] == "1\n"
+    scene.host.wait_until(scene.host.now_s() + 10 * RULES.unwatched_s)
+    assert scene.host.merging().scanned_pages > scanned
+    assert scene.merging_pages(stranger) > 0  # what would come of it
+
+
 def test_while_a_vm_outside_offers_memory_nothing_begins(scene: Scene):
     """QEMU's own default, mem-merge=on, of a VM in no group: the reason names it and what helps."""
     scene.hold("db-1", COMMON, is_offered=False)
