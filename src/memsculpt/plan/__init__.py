@@ -15,6 +15,7 @@ from memsculpt.plan.sculpt import (
     ranges_of_rows,
     weigh_cold,
 )
+from memsculpt.plan.sharing import SharingRules, SharingState, SharingView, after_sharing, choose_sharing
 from memsculpt.plan.state import Balloon, PlannerState
 
 __all__ = [
@@ -23,11 +24,16 @@ __all__ = [
     "PlannerState",
     "SculptRules",
     "after_asking",
+    "SharingRules",
+    "SharingState",
+    "SharingView",
+    "after_sharing",
     "answer_request",
     "choose",
     "choose_cold",
     "choose_due",
     "choose_hot",
+    "choose_sharing",
     "explain_action",
     "explain_grant",
     "explain_plan",
