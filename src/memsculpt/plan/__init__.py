@@ -3,6 +3,17 @@
 
 from memsculpt.plan.decide import choose
 from memsculpt.plan.explain import explain_action, explain_grant, explain_plan, explain_reason
+from memsculpt.plan.phases import (
+    Experience,
+    MoveBudget,
+    PrefetchChoice,
+    PrefetchOutcome,
+    Standing,
+    choose_prefetch,
+    learn_from,
+    what_is_coming,
+)
+from memsculpt.plan.phases import judge as judge_prefetch
 from memsculpt.plan.request import answer_request
 from memsculpt.plan.sculpt import (
     SculptRules,
@@ -13,21 +24,34 @@ from memsculpt.plan.sculpt import (
     ranges_of_rows,
     weigh_cold,
 )
+from memsculpt.plan.sculpt import joined as joined_ranges
+from memsculpt.plan.situation import room_below_limit_bytes
 from memsculpt.plan.state import PlannerState
 
 __all__ = [
+    "Experience",
+    "MoveBudget",
     "PlannerState",
+    "PrefetchChoice",
+    "PrefetchOutcome",
     "SculptRules",
+    "Standing",
     "answer_request",
     "choose",
     "choose_cold",
     "choose_due",
     "choose_hot",
+    "choose_prefetch",
     "explain_action",
     "explain_grant",
     "explain_plan",
     "explain_reason",
     "explain_sculpt",
+    "joined_ranges",
+    "judge_prefetch",
+    "learn_from",
     "ranges_of_rows",
+    "room_below_limit_bytes",
     "weigh_cold",
+    "what_is_coming",
 ]

@@ -18,11 +18,16 @@ from memsculpt.domain.plan import (
     Reclaim,
     SculptPool,
 )
-from memsculpt.domain.pool import HotZone
+from memsculpt.domain.pool import ColdZone, HotZone, Prefetch
 from memsculpt.domain.units import format_bytes, format_duration_s
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _LIMIT_NAMES = {LimitKind.GUARANTEE: "guarantee", LimitKind.LIMIT: "limit", LimitKind.HARD: "hard limit"}
+_SCULPTS = {
+    HotZone: ("gather", "hot blocks"),
+    ColdZone: ("send out", "cold blocks"),
+    Prefetch: ("bring back", "what a phase uses"),
+}
 _ANSWERS = {
     Answer.ENOUGH: "granted, there is room",
     Answer.RESIZED: "granted by resizing partition {partition}",
@@ -64,8 +69,8 @@ def _what(action: Action) -> str:
     if isinstance(action, PageIn):
         return f"{action.workload}: bring back {format_bytes(action.size_bytes)} of process {action.process.pid}"
     if isinstance(action, SculptPool):
-        does, what = ("gather", "hot") if isinstance(action.request, HotZone) else ("send out", "cold")
-        return f"{action.workload}: {does} {format_bytes(action.size_bytes)} of {what} blocks of pool {action.pool}"
+        does, what = _SCULPTS[type(action.request)]
+        return f"{action.workload}: {does} {format_bytes(action.size_bytes)} of {what} of pool {action.pool}"
     if isinstance(action, Reclaim):
         return f"{action.cgroup}: reclaim {format_bytes(action.size_bytes)}"
     if isinstance(action, CreateCgroup):

@@ -26,6 +26,7 @@ from memsculpt.host.simulated.workloads import (
     Program,
     Ramp,
     StartupPeak,
+    Turns,
 )
 
 __all__ = [
@@ -48,5 +49,6 @@ __all__ = [
     "SimulatedHost",
     "StartupPeak",
     "SwapFull",
+    "Turns",
     "VanishBeforeAction",
 ]
