@@ -13,7 +13,7 @@ from memsculpt_bench import contract
 from memsculpt_bench.lab import LabUnavailable
 
 BENCHES = {
-    "isolation": "a cache beside two analytic jobs under one limit: five ways of managing memory",
+    "isolation": "a cache beside two analytic jobs under one limit: ways of managing memory",
     "sense": "are touched pages found, and what does looking cost",
     "store": "how many bytes a kept sample takes, what keeping costs, how fast history is read",
     "forecasting": "what forecasting 1,000 workloads costs, and whether its quantiles come true",

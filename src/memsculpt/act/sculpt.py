@@ -50,7 +50,9 @@ def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
     nothing was done then, for what leaves comes first).
     """
     begin_s = host.now_s()
-    before = host.frames(pool.process, pool.ranges)
+    # What is exchanged in parts comes often and makes no huge pages: two walks over all of the pool are not worth it.
+    measured = () if order.part_bytes else pool.ranges
+    before = host.frames(pool.process, measured)
     leave, stays = _sifted(host, pool, order.leave)
     told = Counter[str]()
     cpu_s = 0.0
@@ -70,7 +72,7 @@ def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
         times_s[name] += done.duration_s
         cpu_s += done.cpu_s
         grown_bytes += done.grown_bytes
-    after = host.frames(pool.process, pool.ranges)
+    after = host.frames(pool.process, measured)
     if len(stays):
         told["hardly compressible"] += size_of(stays)
     return SculptDone(

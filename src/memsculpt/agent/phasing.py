@@ -209,7 +209,12 @@ class Phasing:
             for one in [each for each in followed.brought if _is_over(each, followed, now_s)]:
                 followed.brought.remove(one)
                 outcome = plan.judge_prefetch(
-                    one.choice, one.touched, began_s=one.began_s, done_s=one.done_s, onset_s=one.onset_s
+                    one.choice,
+                    one.touched,
+                    began_s=one.began_s,
+                    done_s=one.done_s,
+                    onset_s=one.onset_s,
+                    is_alone=True,
                 )
                 is_ahead = one.choice.sign is not Sign.CURRENT
                 after = plan.learn_from(followed.experience, outcome, now_s, is_ahead=is_ahead)

@@ -99,9 +99,10 @@ class _Known:
     summary: PoolSummary | None = None
     summed_at_s: float = -math.inf
     rests_until_s: float = -math.inf  # nothing of it is planned before
-    # What looks in quick succession saw, by stretch, until an interval of the sensing has passed; and since when.
-    merged: dict[tuple[int, int], Touches] = field(default_factory=dict[tuple[int, int], Touches])
-    merged_since_s: float = -math.inf
+    # By stretch: since when looks come in quick succession, and what they saw since then.
+    merged: dict[tuple[int, int], tuple[float, Touches | None]] = field(
+        default_factory=dict[tuple[int, int], tuple[float, Touches | None]]
+    )
 
 
 class Sculpting:
@@ -163,13 +164,24 @@ class Sculpting:
         if known.blocks is None:
             return
         if known.process in self._phasing:
-            touches = profile.merged_touches(known.merged.pop(stretch, None), touches)
-            if at_s - known.merged_since_s < self._settings.sense.interval_s:
-                known.merged[stretch] = touches
+            since_s, before = known.merged.get(stretch, (-math.inf, None))
+            touches = profile.merged_touches(before, touches)
+            if at_s - since_s < self._settings.sense.interval_s:
+                known.merged[stretch] = since_s, touches
                 return
-            known.merged_since_s = at_s
+            known.merged[stretch] = at_s, None
+        elif known.merged:
+            self._flush(known, at_s)
         tier = self._host.swap_tier()
         known.blocks = profile.update_blocks(known.blocks, touches, at_s, stretch=stretch, swap_tier=tier)
+
+    def _flush(self, known: _Known, at_s: float) -> None:
+        """Bring blocks up to date with what was kept: stretches change, or looks come no longer in quick succession."""
+        tier = self._host.swap_tier()
+        for stretch, (_, touches) in known.merged.items():
+            if touches is not None and known.blocks is not None:
+                known.blocks = profile.update_blocks(known.blocks, touches, at_s, stretch=stretch, swap_tier=tier)
+        known.merged.clear()
 
     def look(self, observation: Observation) -> None:
         """Look at all pools at once, without an agent that does it bit by bit. Who is gone is dropped."""
@@ -385,6 +397,7 @@ class Sculpting:
         )
 
     def _reshape(self, known: _Known, extents: Extents, now_s: float) -> None:
+        self._flush(known, now_s)
         ranges = profile.pool_ranges(extents)
         pool = Pool(id=known.id, workload=known.workload, process=known.process, ranges=ranges)
         blocks = known.blocks
@@ -514,6 +527,16 @@ class Sculpting:
                 blocks = replace(left, present=present, swapped=np.where(stays, blocks.swapped, left.swapped))
             known.blocks = profile.with_flag(blocks, blocks.rows_within(done.incompressible), INCOMPRESSIBLE)
         known.gone_bytes = max(0, known.gone_bytes + done.left_bytes - done.came_bytes)
+        if not order.part_bytes:
+            known.stats = replace(
+                known.stats,
+                resident_before_bytes=done.resident_before_bytes,
+                resident_after_bytes=done.resident_after_bytes,
+                huge_before_bytes=done.huge_before_bytes,
+                huge_after_bytes=done.huge_after_bytes,
+                longest_run_before_bytes=done.longest_run_before_bytes,
+                longest_run_after_bytes=done.longest_run_after_bytes,
+            )
         stats = known.stats
         known.stats = replace(
             stats,
@@ -522,12 +545,6 @@ class Sculpting:
             split_bytes=stats.split_bytes + done.split_bytes,
             paged_out_bytes=stats.paged_out_bytes + done.left_bytes,
             brought_in_bytes=stats.brought_in_bytes + done.came_bytes,
-            resident_before_bytes=done.resident_before_bytes,
-            resident_after_bytes=done.resident_after_bytes,
-            huge_before_bytes=done.huge_before_bytes,
-            huge_after_bytes=done.huge_after_bytes,
-            longest_run_before_bytes=done.longest_run_before_bytes,
-            longest_run_after_bytes=done.longest_run_after_bytes,
             cpu_s=stats.cpu_s + done.cpu_s,
             duration_s=done.duration_s,
             problems=done.problems,

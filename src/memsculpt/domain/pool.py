@@ -238,7 +238,7 @@ class SculptOrder:
     gain_s_per_s: float = 0.0  # processor time that is expected to be saved
     loss_ratio: float = 0.0  # of wall time that returning pages are expected to cost
     idle_least_s: float = float("nan")  # of what leaves
-    part_bytes: int = 0  # so much leaves and comes in turns; 0: all that leaves goes first
+    part_bytes: int = 0  # so much leaves and comes in turns, and frames are not measured; 0: what leaves goes first
     reason: str = ""  # why there is no more
 
 

@@ -177,24 +177,33 @@ def choose_prefetch(
     )
 
 
-def judge(choice: PrefetchChoice, touched: Int64, *, began_s: float, done_s: float, onset_s: float) -> PrefetchOutcome:
+def judge(
+    choice: PrefetchChoice,
+    touched: Int64,
+    *,
+    began_s: float,
+    done_s: float,
+    onset_s: float,
+    is_alone: bool = False,
+) -> PrefetchOutcome:
     """Compare what was brought with what was touched in its window, ascending.
 
     The move took from `began_s` to `done_s`; the phase was seen to begin at `onset_s` (later than it really did).
+    `is_alone`: nothing of the phase after it is among what was touched. Only then there is a gain to tell, less what
+    left for it and was needed.
     """
     used = int(np.isin(choice.bring, touched, assume_unique=True).sum())
     missed = int(np.isin(choice.absent, touched, assume_unique=True).sum())
     precision = used / len(choice.bring) if len(choice.bring) else float("nan")
     recall = used / (used + missed) if used + missed else float("nan")
     timely = min(1.0, max(0.0, (onset_s - began_s) / max(done_s - began_s, 1e-6)))
-    # What left for it and was touched all the same would not have been missed without it.
     harmed = int(np.isin(choice.leave, touched, assume_unique=True).sum())
     return PrefetchOutcome(
         blocks=len(choice.bring),
         precision=precision,
         recall=recall,
         timeliness=timely,
-        gain=(used - harmed) / len(choice.bring) if len(choice.bring) else float("nan"),
+        gain=(used - harmed) / len(choice.bring) if is_alone and len(choice.bring) else float("nan"),
     )
 
 
