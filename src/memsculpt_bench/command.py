@@ -49,6 +49,11 @@ BENCHES = {
         module="phase_rounds",
         page="memsculpt_bench.phase_report",
     ),
+    "build": Bench(
+        line="a parallel build of a C project: how little memory will do before it takes longer",
+        module="build_rounds",
+        options=("keep", "stop_after"),
+    ),
     "planning": Bench(line="how long it takes to divide memory among 10,000 partitions", module="planning"),
 }
 
@@ -66,6 +71,8 @@ def add_command(subparsers: Subparsers) -> None:
     parser.add_argument("--quick", action="store_true", help="a short form for a demonstration")
     parser.add_argument("--swap", choices=("zram", "disk", "both"), default="both", help="isolation: what swap is on")
     parser.add_argument("--html", type=Path, default=None, help="write a self-contained page with plots")
+    parser.add_argument("--keep", type=Path, default=None, help="build: write each run to this file, or go on from it")
+    parser.add_argument("--stop-after", type=_count, default=None, help="build: begin no run after so many seconds")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 

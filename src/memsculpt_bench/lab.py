@@ -87,7 +87,9 @@ class Lab:
         *,
         cpus: set[int] | None = None,
         stdout: int | None = None,
+        stderr: int | None = None,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> "subprocess.Popen[str]":
         """Start a program inside a tenant's cgroup, pinned to `cpus`."""
         folders = {self.memory_folder(tenant), self.pressure_folder(tenant)}
@@ -99,7 +101,15 @@ class Lab:
                 os.sched_setaffinity(0, cpus)
 
         # The hook is safe here: the bench has no other thread that could hold a lock while it forks.
-        process = subprocess.Popen(command, preexec_fn=enter, text=True, stdout=stdout, env=env)  # noqa: PLW1509
+        process = subprocess.Popen(
+            command,
+            preexec_fn=enter,  # noqa: PLW1509
+            text=True,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            cwd=cwd,
+        )
         self.processes.append(process)
         return process
 
@@ -133,6 +143,18 @@ class Lab:
         """Return what the whole lab is charged for."""
         name = "memory.usage_in_bytes" if self.is_v1 else "memory.current"
         return int((self.memory_folder() / name).read_text())
+
+    def peak_bytes(self, tenant: str) -> int:
+        """Return the most that a tenant was ever charged for, as the kernel counts it: page cache, slab and all."""
+        name = "memory.max_usage_in_bytes" if self.is_v1 else "memory.peak"
+        return int((self.memory_folder(tenant) / name).read_text())
+
+    def kinds(self, tenant: str) -> Mapping[str, int]:
+        """Return what a tenant holds now by kind, in bytes."""
+        stat = _read_table(self.memory_folder(tenant) / "memory.stat")
+        if self.is_v1:
+            return {"anon": stat["rss"], "file": stat["cache"] - stat["shmem"], "dirty": stat["dirty"]}
+        return {"anon": stat["anon"], "file": stat["file"] - stat["shmem"], "dirty": stat["file_dirty"]}
 
     def close(self) -> None:
         """End every process in the lab and remove its cgroups."""

@@ -71,6 +71,7 @@ class Reclaim:
     cgroup: CgroupPath
     size_bytes: int
     reason: Reason
+    only_cache: bool = False  # page cache alone: nothing goes to swap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from memsculpt.domain.pool import PoolSummary
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Settings
 from memsculpt.plan import growth as growing
-from memsculpt.plan import limits, memory, partitions, placement, prefetch, reclaim, situation, zones
+from memsculpt.plan import limits, memory, partitions, placement, prefetch, reclaim, situation, trim, zones
 from memsculpt.plan.growth import Growth
 from memsculpt.plan.partitions import Sizes
 from memsculpt.plan.situation import Situation
@@ -75,6 +75,7 @@ def choose(
     gathered = zones.gather_hot(now, planner, taken, pools, settings)
     if holds_still:
         taken = replace(taken, actions=(), by_workload_bytes=taken.by_workload_bytes * 0)
+    trimmed = trim.trim(now, planner, observation, profiles, settings, holds_still=holds_still)
     budgets = limits.set_budgets(now, planner, sizes, growth, taken.size_bytes, settings, holds_still=holds_still)
     brought = prefetch.bring_back(now, planner, observation, growth, taken, budgets.planned_bytes, settings)
     placed = placement.place(now, planner, observation)
@@ -85,6 +86,7 @@ def choose(
     pending = () if holds_still else planner.pending
     actions: tuple[Action, ...] = (
         *taken.actions,
+        *trimmed.actions,
         *budgets.lowered,
         *budgets.raised,
         *placed.created,
@@ -101,9 +103,16 @@ def choose(
         guarantees=budgets.guarantees,
         protections=brought.protections,
         placed=placed.placed,
+        kept=trimmed.kept,
         pending=planner.pending if holds_still else (),
     )
-    held_back = (*_backoff(corrections, now), *taken.held_back, *budgets.held_back, *brought.held_back)
+    held_back = (
+        *_backoff(corrections, now),
+        *taken.held_back,
+        *trimmed.held_back,
+        *budgets.held_back,
+        *brought.held_back,
+    )
     plan = Plan(made_at_s=now.now_s, actions=actions, division=division_of(outlook), held_back=held_back)
     return planner, plan
 

@@ -67,7 +67,8 @@ def _what(action: Action) -> str:
         does, what = ("gather", "hot") if isinstance(action.request, HotZone) else ("send out", "cold")
         return f"{action.workload}: {does} {format_bytes(action.size_bytes)} of {what} blocks of pool {action.pool}"
     if isinstance(action, Reclaim):
-        return f"{action.cgroup}: reclaim {format_bytes(action.size_bytes)}"
+        of_what = " of page cache" if action.only_cache else ""
+        return f"{action.cgroup}: reclaim {format_bytes(action.size_bytes)}{of_what}"
     if isinstance(action, CreateCgroup):
         return f"{action.partition}: create cgroup {action.cgroup}"
     if isinstance(action, MoveProcess):
