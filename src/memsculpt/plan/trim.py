@@ -4,7 +4,7 @@
 For batch work: a build reads its sources once and writes objects that are read once, if ever, and all of it
 stays until somebody needs the room. How much page cache is worth keeping is learnt from refaults (the kernel's
 shadow entries: pages that were evicted and are read again, mm/workingset.c): what came back since the tick
-before was missed, so that much more is kept; without refaults a little less is kept with each tick, so that
+before was missed, so some times that much more is kept; without refaults a little less is kept with each tick, so that
 what was hot and no longer is leaves, too. *Which* pages leave is the kernel's choice, by its own order: used
 once before used again. Dirty pages cannot leave; a reclaim that meets them has the kernel write them out, and
 the next one takes them.
@@ -27,8 +27,9 @@ from memsculpt.domain.workload import CgroupPath
 from memsculpt.plan.situation import Situation
 from memsculpt.plan.state import Kept, PlannerState
 
-# Halved in half a minute without refaults: as long as dirty pages are kept before they are written out.
-_FORGET_HALF_LIFE_S = 30.0
+# Each byte that came back stands for others that will: they were evicted with it, and are read later.
+_MISSED_WEIGHT = 4.0
+_FORGET_HALF_LIFE_S = 120.0
 # A workload that stalls keeps so much more in the next tick than it has: it is let alone until that is forgotten.
 _HURT_RATIO = 1.25
 
@@ -104,7 +105,7 @@ def _learnt(
 ) -> Kept:
     """Return what is kept from now on: what was missed more, and a little less of the rest."""
     faded = 0.0 if before is None else before.cache_bytes * 0.5 ** (max(elapsed_s, 0.0) / _FORGET_HALF_LIFE_S)
-    keep = faded + _refaulted(before, refaults_count) * page_bytes
+    keep = faded + _MISSED_WEIGHT * _refaulted(before, refaults_count) * page_bytes
     if is_hurt:
         keep = max(keep, _HURT_RATIO * cache_bytes)
     return Kept(cache_bytes=keep, refaults_count=refaults_count)
