@@ -3,8 +3,8 @@
 
 The experiment by which Senpai is known (facebookincubator/senpai, README). The job is that of a build machine:
 unpack a C project, configure it, build it with `make -j2`: Debian's kernel source, the parts that a tiny x86 kernel
-has no use for left out, `tinyconfig`, and of that `mm/` and `lib/` with what they depend on, as the whole of it takes
-longer than two minutes. Arms, interleaved within a round:
+has no use for left out, `tinyconfig`, and of that `mm/` with what it depends on, as the whole of it takes longer
+than two minutes. Arms, interleaved within a round:
 
     unlimited  nobody manages the job's memory
     fixed      the best fixed limit, found by trying
@@ -13,7 +13,8 @@ longer than two minutes. Arms, interleaved within a round:
 
 *Held* is the peak of what the kernel charges to the job's cgroup (v1 memory.max_usage_in_bytes, v2 memory.peak):
 the processes' memory, page cache, slab. Every arm starts with no page of archive or tree in memory: the archive's are
-dropped, the tree is unpacked anew. There is no swap. Tools and libraries are in memory already, charged elsewhere.
+dropped, the tree is unpacked anew. The job may not swap, in any arm. Tools and libraries are in memory already, charged
+elsewhere.
 """
 
 import shutil
@@ -64,7 +65,7 @@ def steps(archive: Path, *, is_quick: bool) -> list[tuple[str, list[str]]]:
     """Return the job's commands in order, by name; they run in the same folder. `is_quick` builds a part."""
     left_out = [f"--exclude={pattern}" for pattern in build_source.LEFT_OUT]
     unpack = ["tar", "-x", "-J", "-f", str(archive), "--strip-components=1", *left_out]
-    targets = ["lib/"] if is_quick else ["mm/", "lib/"]
+    targets = ["mm/util.o"] if is_quick else ["mm/"]
     return [
         ("unpack", unpack),
         ("configure", ["make", "-s", "tinyconfig"]),
@@ -81,6 +82,7 @@ def run_arm(arm: Arm, archive: Path, *, is_quick: bool) -> dict[str, Any]:
         build_source.warm_tools(folder)
         build_source.drop_from_cache(archive)
         lab = stack.enter_context(open_lab((JOB,)))
+        lab.forbid_swap(JOB)
         if arm.limit_bytes is not None:
             lab.limit(arm.limit_bytes, JOB)
         agent = stack.enter_context(Agent(agent_config(lab, folder), folder)) if arm.agent else None

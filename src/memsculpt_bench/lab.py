@@ -80,6 +80,11 @@ class Lab:
         unlimited = "-1" if self.is_v1 else "max"
         (self.memory_folder(tenant) / name).write_text(unlimited if size_bytes is None else str(size_bytes))
 
+    def forbid_swap(self, tenant: str) -> None:
+        """Keep a tenant's memory from being swapped, whatever swap is on."""
+        name = "memory.swappiness" if self.is_v1 else "memory.swap.max"
+        (self.memory_folder(tenant) / name).write_text("0")
+
     def start(
         self,
         tenant: str,

@@ -88,7 +88,7 @@ def test_who_stalled_is_let_alone_for_a_while():
 
 def test_a_host_that_cannot_reclaim_says_so():
     """What was configured and cannot be done is told."""
-    _, plan = choose(PlannerState(abilities=Abilities(reclaim=False)), *build().arguments())
+    _, plan = choose(PlannerState(abilities=Abilities(drop_cache=False)), *build().arguments())
 
     assert of_kind(plan, Reclaim) == []
     assert "unable" in {reason.code for reason in plan.held_back}

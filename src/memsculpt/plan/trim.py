@@ -56,8 +56,8 @@ def trim(
     rows = [int(row) for row in np.flatnonzero(now.partitions.is_trimmed[now.cgroups.partition_row])]
     if not rows:
         return Trimmed(actions=(), kept={})
-    if not planner.abilities.reclaim:
-        reason = Reason(code="unable", text="page cache is to be trimmed: this host cannot reclaim from a cgroup")
+    if not planner.abilities.drop_cache:
+        reason = Reason(code="unable", text="page cache is to be trimmed: this host cannot take it from a cgroup")
         return Trimmed(actions=(), kept={}, held_back=(reason,))
     elapsed_s = settings.interval_s if planner.planned_at_s is None else now.now_s - planner.planned_at_s
     cache = now.sum_by_cgroup(observation.workloads.file_bytes)
@@ -105,7 +105,8 @@ def _learnt(
 ) -> Kept:
     """Return what is kept from now on: what was missed more, and a little less of the rest."""
     faded = 0.0 if before is None else before.cache_bytes * 0.5 ** (max(elapsed_s, 0.0) / _FORGET_HALF_LIFE_S)
-    keep = faded + _MISSED_WEIGHT * _refaulted(before, refaults_count) * page_bytes
+    missed = _MISSED_WEIGHT * _refaulted(before, refaults_count) * page_bytes
+    keep = max(faded, min(faded + missed, float(cache_bytes)))  # there is no more to keep than there is
     if is_hurt:
         keep = max(keep, _HURT_RATIO * cache_bytes)
     return Kept(cache_bytes=keep, refaults_count=refaults_count)
