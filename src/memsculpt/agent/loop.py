@@ -436,6 +436,7 @@ def _abilities_of(host: Host) -> Abilities:
         page_in=can("page_in"),
         gather=can("collapse"),
         reclaim=can("memory_reclaim"),
+        drop_cache=can("memory_reclaim") or (can("cgroup_limits") and not can("cgroup_v2_memory")),
         limits=can("cgroup_limits"),
         groups=can("cgroup_limits"),
         protects_by="min" if can("cgroup_v2_memory") else "soft",

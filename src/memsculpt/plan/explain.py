@@ -80,7 +80,8 @@ def _what(action: Action) -> str:
         does, what = _SCULPTS[type(action.request)]
         return f"{action.workload}: {does} {format_bytes(action.size_bytes)} of {what} of pool {action.pool}"
     if isinstance(action, Reclaim):
-        return f"{action.cgroup}: reclaim {format_bytes(action.size_bytes)}"
+        of_what = " of page cache" if action.only_cache else ""
+        return f"{action.cgroup}: reclaim {format_bytes(action.size_bytes)}{of_what}"
     if isinstance(action, CreateCgroup):
         return f"{action.partition}: create cgroup {action.cgroup}"
     if isinstance(action, MoveProcess):
