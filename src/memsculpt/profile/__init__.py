@@ -4,8 +4,8 @@
 from memsculpt.profile.blocks import begin as begin_blocks
 from memsculpt.profile.blocks import moved_to as move_blocks
 from memsculpt.profile.blocks import ranges_of as pool_ranges
+from memsculpt.profile.blocks import ranges_of_zone, ranges_within, with_flag, with_left, with_zone
 from memsculpt.profile.blocks import update as update_blocks
-from memsculpt.profile.blocks import with_flag, with_left, with_zone
 from memsculpt.profile.recording import Recorder
 from memsculpt.profile.sampled_growth import estimate as estimate_growth
 from memsculpt.profile.sampled_growth import owners as page_owners
@@ -36,6 +36,8 @@ __all__ = [
     "move_blocks",
     "page_owners",
     "pool_ranges",
+    "ranges_of_zone",
+    "ranges_within",
     "summarize_growth",
     "summarize_heat",
     "update",

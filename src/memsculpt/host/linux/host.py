@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings, Settings
+from memsculpt.domain.vm import GuestRam
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.errors import ConfigError, Refused, Unavailable, Vanished
 from memsculpt.host.bpf.tasks import TaskReader
@@ -19,6 +20,7 @@ from memsculpt.host.linux.code_places import Modules
 from memsculpt.host.linux.controller import NAME_OF_OURS, Controller
 from memsculpt.host.linux.errnos import translate
 from memsculpt.host.linux.fault_watch import LinuxFaultWatch
+from memsculpt.host.linux.guest_pages import GuestReader
 from memsculpt.host.linux.hierarchy import find_controller
 from memsculpt.host.linux.hypervisor import LinuxHypervisor
 from memsculpt.host.linux.observe import LinuxObserver
@@ -63,6 +65,7 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
         self._trigger = psi.open_trigger("/proc/pressure/memory")
         self._woken_early_at_s = float("-inf")
         self._made: set[CgroupPath] = set()
+        self._guests: dict[Instance, GuestRam] = {}
         self._modules = Modules()
 
     def now_s(self) -> float:
@@ -128,7 +131,7 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
                     place=f"process {process.pid}", problem="no source of touched pages was given", fix="use open_host"
                 )
             self._page_sources[below] = self._choose_source(below)
-        return self._page_sources[below].open(process)
+        return GuestReader(self._page_sources[below].open(process), lambda: self._guests.get(process))
 
     def page_source(self) -> str:
         """Return the name of the best source, once it was chosen."""
