@@ -80,8 +80,8 @@ class VmReading:
     vcpu_s: float = 0.0  # of all its virtual processors
     read_bytes: int = 0  # block devices
     written_bytes: int = 0
-    received_bytes: int = 0  # network, from the guest's point of view
-    sent_bytes: int = 0
+    received_bytes: int | None = None  # network, from the guest's point of view; None: not through taps of this host
+    sent_bytes: int | None = None
     dirtied_bytes_per_s: float = float("nan")  # calc-dirty-rate; NaN: not measured
     problem: str = ""  # what its monitor does not do, and what helps
 

@@ -30,6 +30,7 @@ from memsculpt.host.linux.sculptor import LinuxSculptor
 from memsculpt.host.linux.systemd import SystemdLimits, runs_systemd
 from memsculpt.host.linux.task_processes import TaskProcesses
 from memsculpt.host.linux.touch_cost import measure_touch_cost_s
+from memsculpt.host.linux.virtual_machines import VirtualMachines
 from memsculpt.host.protocol import Capability, FaultWatch, LimitValue, Moved, PageReader, PageSource
 
 WILDCARDS = frozenset("*?[")
@@ -59,7 +60,8 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
         self._detail_interval_s = settings.observe.detail_interval_s
         found, unified = find_controller()
         self._controller: Controller | None = SystemdLimits(found) if found is not None and runs_systemd() else found
-        self._observer = LinuxObserver(found, unified, processes=_best_processes())
+        self._vms = VirtualMachines(settings.vms, interval_s=settings.interval_s)
+        self._observer = LinuxObserver(found, unified, processes=_best_processes(), vms=self._vms)
         self._partitions: tuple[PartitionSettings, ...] = ()
         self._wakes = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._trigger = psi.open_trigger("/proc/pressure/memory")
@@ -115,7 +117,7 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
             now_s = time.monotonic()
             adopted = workloads.find_adopted(partitions, self._observer.cgroups(now_s, partitions, 0.0))
             readings = self._observer.processes.read_all(now_s, {}, self._detail_interval_s)
-            workloads.check_rules(partitions, adopted, readings)
+            workloads.check_rules(partitions, adopted, readings, self._vms.find(readings, now_s))
         self._partitions = tuple(partitions)
 
     def observe(self) -> Observation:
@@ -232,6 +234,7 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
 
     def close(self) -> None:
         """Release every descriptor."""
+        self._vms.close()
         self._observer.processes.close()
         while self._page_sources:
             self._page_sources.popitem()[1].close()

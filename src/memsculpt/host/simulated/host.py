@@ -89,6 +89,7 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor):
         self._quiet_until_s = START_S
         self._woken = threading.Event()
         self._guests: dict[Instance, GuestRam] = {}
+        self._last_readings = {}
         self._modules: dict[str, int] = {}  # of programs whose faults were watched
         self._machine.begin_lives()
 
@@ -117,7 +118,7 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor):
 
     def observe(self) -> Observation:
         """Read all workloads at once."""
-        return observe_machine(self._machine, self._partitions)
+        return observe_machine(self._machine, self._partitions, self.read_vms())
 
     def capabilities(self) -> Mapping[str, Capability]:
         """Tell what this host offers now; a denied paging shows."""
