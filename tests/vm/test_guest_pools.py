@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES
 from memsculpt.domain.settings import Settings
 from memsculpt.domain.vm import Backing, GuestRam
+from memsculpt.errors import Vanished
 from memsculpt.host import open_host
 from memsculpt.host.linux import LinuxHost
 from memsculpt_bench.guests import debian, lab, small
@@ -101,3 +105,71 @@ def test_ram_leaves_and_comes_back_as_the_kernel_counts_it(start, host, backing)
     assert back.moved_bytes == pytest.approx(int(after.swapped_bytes[0]), abs=4 * MIB)
     assert smaps_bytes(guest.pid, ram, "Swap") == 0
     assert guest.verify() == (FILLED // PAGE_BYTES, 0)
+
+
+@pytest.mark.usefixtures("own_swap")
+def test_a_back_end_in_another_process_keeps_what_it_maps(start, host):
+    """What is mapped twice (vhost-user) stays and is told so; what is not leaves."""
+    guest = start(Backing.MEMFD)
+    ram = guest.ram()
+    host.know_guest(ram)
+    ((begin, end),) = ram.host_ranges()
+    low = begin + 64 * MIB
+    with back_end(guest.pid, begin, end) as memory:
+        assert np.frombuffer(memory, np.uint8, 8 * MIB, low - begin)[::PAGE_BYTES].size == 8 * MIB // PAGE_BYTES
+        held = int(np.frombuffer(memory, np.uint8, 8 * MIB, low - begin)[::PAGE_BYTES].astype(int).sum())
+        out = host.page_out_ranges(ram.process, [(low, low + 16 * MIB)])
+        assert int(np.frombuffer(memory, np.uint8, 8 * MIB, low - begin)[::PAGE_BYTES].astype(int).sum()) == held
+    twice = next(size for cause, size in out.problems.items() if "vhost-user" in cause)
+    assert twice == pytest.approx(8 * MIB, abs=MIB)
+    assert 0 < out.moved_bytes <= 16 * MIB - twice
+    assert guest.verify() == (FILLED // PAGE_BYTES, 0)
+
+
+@contextlib.contextmanager
+def back_end(pid: int, begin: int, end: int) -> Iterator[mmap.mmap]:
+    """Map a guest's memory as a vhost-user back end does."""
+    file = os.open(f"/proc/{pid}/map_files/{begin:x}-{end:x}", os.O_RDWR)
+    try:
+        with mmap.mmap(file, end - begin) as memory:
+            yield memory
+    finally:
+        os.close(file)
+
+
+@pytest.mark.usefixtures("own_swap")
+def test_a_huge_page_of_shared_memory_is_made_split_and_leaves(start, host):
+    """Gathered where mapping and file lie on borders; what a split unmaps is in memory still, and can leave."""
+    guest = start(Backing.FILE)
+    ram = guest.ram()
+    host.know_guest(ram)
+    low = ram.host_ranges()[0][0] + 64 * MIB
+    some = [(low, low + 16 * MIB)]
+    gathered = host.collapse(ram.process, some, REGION_BYTES)
+    assert gathered.moved_bytes == 16 * MIB == smaps_bytes(guest.pid, ram, "ShmemPmdMapped")
+    parted = host.split(ram.process, some)
+    assert parted.moved_bytes == 16 * MIB
+    assert host.frames(ram.process, some).resident_bytes.tolist() == [16 * MIB]
+    out = host.page_out_ranges(ram.process, some)
+    assert out.moved_bytes == pytest.approx(16 * MIB, abs=MIB)
+    assert smaps_bytes(guest.pid, ram, "Swap") == pytest.approx(16 * MIB, abs=2 * MIB)
+    assert guest.verify() == (FILLED // PAGE_BYTES, 0)
+
+
+@pytest.mark.usefixtures("own_swap")
+def test_memory_that_is_no_guests_and_what_cannot_be_huge_are_left(start, host):
+    """Shared memory of a process that is no known guest stays; a memfd off the borders is not gathered, and why."""
+    guest = start(Backing.MEMFD)
+    ram = guest.ram()
+    ((begin, end),) = ram.host_ranges()
+    assert host.page_out_ranges(ram.process, [(begin, end)]).problems == {"shared memory": end - begin}
+    host.know_guest(ram)
+    low = -(-(begin + 64 * MIB) // REGION_BYTES) * REGION_BYTES
+    told = host.collapse(ram.process, [(low, low + 8 * MIB)], REGION_BYTES)
+    assert told.moved_bytes == 0
+    assert any("borders of 2 MiB" in cause for cause in told.problems)
+    assert "align=2M" in ram.why_not_gathered
+    guest.close()
+    with pytest.raises(Vanished):
+        host.page_out_ranges(ram.process, [(begin, end)])
+    host.forget_guest(ram.process)

@@ -32,6 +32,7 @@ class _Guest:
 
     reading: VmReading
     ram: GuestRam | None = None
+    found_for_bytes: int = -1  # what it had when its RAM was found: memory may be plugged in
     problem: str = ""  # why it is not known where its RAM lies
     asked_at_s: float = float("-inf")
 
@@ -53,24 +54,20 @@ class Guests:
             self._known.setdefault(process, _Guest(reading)).reading = reading
 
     def find_ram(self, pools: Iterable[Instance], now_s: float) -> None:
-        """Find out where the RAM of those lies that are pools: only their monitors are asked."""
+        """Find out where the RAM of those lies that are pools, once, and again when it has another size.
+
+        Only their monitors are asked, and none that does not answer: who is asked here is waited for.
+        """
         for process in pools:
             guest = self._known.get(process)
-            if guest is not None and guest.ram is None and now_s - guest.asked_at_s >= RAM_AGAIN_S:
-                self.refresh(process, now_s)
-
-    def refresh(self, process: Instance, now_s: float) -> None:
-        """Find out anew where the RAM of a VM lies: memory may have been plugged in."""
-        guest = self._known[process]
-        guest.asked_at_s = now_s
-        try:
-            guest.ram = self._host.guest_ram(guest.reading.id)
-        except MemsculptError as error:  # a monitor that does not answer now: what was known stays, and is asked again
-            guest.problem = f"where its memory lies is not known: {error.place}: {error.problem}"
-            log.info("vm %s: %s", guest.reading.name, guest.problem)
-            return
-        guest.problem = ""
-        self._host.know_guest(guest.ram)
+            if (
+                guest is not None
+                and guest.reading.ram_bytes != guest.found_for_bytes
+                and guest.reading.state is not VmState.UNREACHABLE
+                and now_s - guest.asked_at_s >= RAM_AGAIN_S
+            ):
+                guest.asked_at_s = now_s
+                self._find_ram(guest)
 
     def is_guest(self, process: Instance) -> bool:
         """Tell whether a process runs a VM."""
@@ -133,6 +130,16 @@ class Guests:
             cannot=tuple(dict.fromkeys(one for one in cannot if one)),
             zones=() if blocks is None else _zones_of(blocks, ram),
         )
+
+    def _find_ram(self, guest: _Guest) -> None:
+        try:
+            guest.ram, guest.found_for_bytes = self._host.guest_ram(guest.reading.id), guest.reading.ram_bytes
+        except MemsculptError as error:  # a monitor that does not answer now: what was known stays, and is asked again
+            guest.problem = f"where its memory lies is not known: {error.place}: {error.problem}"
+            log.info("vm %s: %s", guest.reading.name, guest.problem)
+            return
+        guest.problem = ""
+        self._host.know_guest(guest.ram)
 
 
 def _zones_of(blocks: Blocks, ram: GuestRam) -> tuple[tuple[int, int, Zone], ...]:

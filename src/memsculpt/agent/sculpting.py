@@ -337,6 +337,12 @@ class Sculpting:
         for known in self._known.values():
             if known.process == guest or pool in {known.id, f"{known.workload}#{known.process.pid}"}:
                 return known
+        if guest is not None:
+            raise UsageError(
+                place=f"VM {pool}",
+                problem="is in no partition, and only what the configuration names is touched",
+                fix='name it in a [[partition]]: match = { vm = "NAME" }',
+            )
         raise UsageError(
             place=f"pool {pool}",
             problem="there is none of this name or UUID: pools are the VMs and processes of workloads in a partition",
@@ -346,7 +352,6 @@ class Sculpting:
     def _reshape(self, known: _Known, extents: Extents, now_s: float) -> None:
         ranges, is_guest = profile.pool_ranges(extents), self._guests.is_guest(known.process)
         if is_guest:
-            self._guests.refresh(known.process, now_s)
             ranges = self._guests.ranges(known.process, ranges)
         pool = Pool(id=known.id, workload=known.workload, process=known.process, ranges=ranges, is_guest=is_guest)
         blocks = known.blocks

@@ -65,6 +65,8 @@ class SmallMachine:
     name: str = "small"
     uuid: str = ""
     state: Path | None = None
+    # An open end of a socket pair: a monitor that listens could be taken by whoever looks for VMs on this machine.
+    monitor_fd: int = -1
 
     def command(self, folder: Path, shell_fd: int) -> list[str]:
         backend = BACKINGS[self.backing].format(size=self.memory_bytes, file=ram_file(folder))
@@ -77,9 +79,8 @@ class SmallMachine:
             *("-object", backend, "-machine", "q35,memory-backend=pool"),
             *("-kernel", str(self.kernel_image), "-initrd", str(self.initramfs)),
             *("-append", "console=ttyS0 quiet panic=-1", "-serial", f"file:{folder / 'console.log'}"),
-            *("-qmp", f"unix:{folder / 'qmp'},server=on,wait=off"),
-            # One for memsculpt: a monitor serves one client at a time.
-            *("-qmp", f"unix:{folder / 'agent'},server=on,wait=off", "-device", "virtio-serial-pci"),
+            *("-chardev", f"socket,id=monitor,fd={self.monitor_fd},server=off"),
+            *("-mon", "chardev=monitor,mode=control", "-device", "virtio-serial-pci"),
             *("-chardev", f"socket,id=shell,fd={shell_fd},server=off"),
             *("-device", f"virtserialport,chardev=shell,name={image.SHELL_PORT}"),
             *("-device", "virtio-balloon-pci,id=balloon0", *incoming),
@@ -94,10 +95,16 @@ class SmallGuest(Guest):
         self.small = machine
         self._monitor: socket.socket | None = None
         self._told = b""
+        self._has_greeted = False
 
     def __enter__(self) -> Self:
+        self._monitor, theirs = socket.socketpair()
+        self._monitor.settimeout(30.0)
+        self.machine = replace(self.small, monitor_fd=theirs.fileno())
+        self.inherited = (theirs.fileno(),)
         try:
-            super().__enter__()
+            with theirs:
+                super().__enter__()
             if self.small.state is not None:
                 self._begin_again()
         except BaseException:
@@ -123,7 +130,10 @@ class SmallGuest(Guest):
     def ask(self, command: str, **arguments: Any) -> Any:
         """Ask the monitor; return the answer. Raises GuestError where it refuses."""
         if self._monitor is None:
-            self._monitor = self._connect()
+            raise GuestError("the guest is not running")
+        if not self._has_greeted:
+            self._has_greeted = True
+            self._next_line(self._monitor)  # the greeting
             self.ask("qmp_capabilities")
         self._monitor.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         while True:
@@ -186,23 +196,6 @@ class SmallGuest(Guest):
             if time.monotonic() > deadline_s or status == "failed":
                 raise GuestError(f"{command}: {status}\n{self.console_tail()}")
             time.sleep(0.01)
-
-    def _connect(self) -> socket.socket:
-        monitor = socket.socket(socket.AF_UNIX)
-        monitor.settimeout(30.0)
-        deadline_s = time.monotonic() + 30.0
-        while True:
-            try:
-                monitor.connect(str(self.folder / "qmp"))
-            except (FileNotFoundError, ConnectionRefusedError):
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(0.01)
-            else:
-                break
-        self._told = b""
-        self._next_line(monitor)  # the greeting
-        return monitor
 
     def _next_line(self, monitor: socket.socket) -> dict[str, Any]:
         while b"\n" not in self._told:
