@@ -4,8 +4,8 @@
 from memsculpt.profile.blocks import begin as begin_blocks
 from memsculpt.profile.blocks import moved_to as move_blocks
 from memsculpt.profile.blocks import ranges_of as pool_ranges
+from memsculpt.profile.blocks import ranges_of_zone, ranges_within, with_flag, with_left, with_zone
 from memsculpt.profile.blocks import update as update_blocks
-from memsculpt.profile.blocks import with_flag, with_left, with_zone
 from memsculpt.profile.duplicates import begin_sweep, estimate_gain, salt_from, see_again, take_in, to_see_again
 from memsculpt.profile.heat import merged as merged_touches
 from memsculpt.profile.phase_outlook import look_interval_s
@@ -55,6 +55,8 @@ __all__ = [
     "page_owners",
     "pool_ranges",
     "predict_phases",
+    "ranges_of_zone",
+    "ranges_within",
     "salt_from",
     "see_again",
     "summarize_growth",
