@@ -55,6 +55,7 @@ BENCHES = {
         module="build_rounds",
         options=("keep", "stop_after"),
     ),
+    "vm-agent": Bench(line="what 50 virtual machines cost the agent that asks their monitors", module="vm_agent"),
     "planning": Bench(line="how long it takes to divide memory among 10,000 partitions", module="planning"),
 }
 

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 MIB = 1 << 20
-BALLOON = "/machine/peripheral/balloon0"
+MONITORS = 3
 GREETING: Mapping[str, Any] = {
     "QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}
 }
@@ -42,6 +42,7 @@ class Peer:
     refuses: dict[str, str] = field(default_factory=dict[str, str])  # by command or property: an error's words
     noise: bytes = b""  # sent once after the negotiation, and whenever `noise` is set anew
     noise_count: int = 0  # so often each second, for ever
+    threads_file: Path | None = None  # with the numbers of its virtual processors' threads, one a line
     asked: list[str] = field(default_factory=list[str])  # every command, in order
     properties: dict[str, Any] = field(
         default_factory=lambda: {
@@ -78,14 +79,27 @@ class Peer:
             "query-name": lambda: {"name": self.name},
             "query-balloon": lambda: {"actual": self.balloon_bytes},
             "query-memory-size-summary": lambda: {"base-memory": self.ram_bytes, "plugged-memory": 0},
-            "query-cpus-fast": lambda: [
-                {"cpu-index": 0, "thread-id": threading.get_native_id(), "target": "x86_64", "qom-path": "/machine"}
-            ],
+            "query-cpus-fast": self._cpus,
             "query-blockstats": lambda: [
                 {"device": "d0", "stats": {"rd_bytes": 4096, "wr_bytes": 8192}, "node-name": "#block1"}
             ],
             "query-memory-devices": list,
         }
+
+    def _cpus(self) -> list[Mapping[str, Any]]:
+        if self.threads_file is None:
+            threads = [threading.get_native_id()]
+        else:
+            threads = [int(line) for line in self.threads_file.read_text().split()]
+        return [
+            {
+                "cpu-index": index,
+                "thread-id": thread,
+                "target": "x86_64",
+                "qom-path": f"/machine/unattached/device[{index}]",
+            }
+            for index, thread in enumerate(threads)
+        ]
 
     def _statistics(self) -> Mapping[str, Any]:
         total = self.balloon_bytes - 32 * MIB
@@ -210,11 +224,23 @@ def uuid_of(number: int) -> str:
     return f"00000000-0000-4000-8000-{number:012x}"
 
 
+def monitors_of(folder: Path, number: int) -> list[Path]:
+    """Return where the VM with a number is asked: several, for other agents on this machine may find them, too."""
+    return [folder / f"{number}-{monitor}.qmp" for monitor in range(MONITORS)]
+
+
 async def _serve_many(folder: Path, count: int) -> None:
-    servers = [
-        await serve(Peer(path=folder / f"{number}.qmp", uuid=uuid_of(number), name=f"vm-{number}"))
+    peers = [
+        Peer(
+            path=place,
+            uuid=uuid_of(number),
+            name=f"vm-{number}",
+            threads_file=folder / f"{number}.threads",
+        )
         for number in range(1, count + 1)
+        for place in monitors_of(folder, number)
     ]
+    servers = [await serve(peer) for peer in peers]
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)

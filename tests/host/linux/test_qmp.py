@@ -134,7 +134,7 @@ def test_no_answer_breaks_the_asking(data: st.DataObject, rounds: int):
 
 def test_a_vm_that_migrates_is_not_called_running():
     """A migration under way counts, not that the guest runs meanwhile; when it fails the VM runs again."""
-    asking = VmAsking(stats_interval_s=1)
+    asking, now_s = VmAsking(stats_interval_s=1), 0.0
     for status, migration, state in (
         ("running", {}, VmState.RUNNING),
         ("running", {"status": "active"}, VmState.MIGRATING),
@@ -144,7 +144,8 @@ def test_a_vm_that_migrates_is_not_called_running():
         ("shutdown", {}, VmState.ENDING),
         ("some-new-state", {}, VmState.PAUSED),
     ):
-        by_name = {command.name: handler for command, handler in asking.questions(0.0, 0.0)}
+        now_s += 10.0
+        by_name = {command.name: handler for command, handler in asking.questions(now_s, 0.0)}
         by_name["query-status"]({"status": status})
         by_name["query-migrate"](migration)
         assert asking.facts.state is state, (status, migration)

@@ -91,6 +91,7 @@ class _Link:
     failures: int = 0
     next_socket: int = 0
     peer_pid: int = 0
+    is_proven: bool = False  # who answers is the VM that was meant
     window_s: float = 0.0  # when the counts below began
     events: int = 0
     received_bytes: int = 0
@@ -183,7 +184,7 @@ class Monitors:
         while not self._ends:
             self._adopt_targets()
             now_s = self._now_s()
-            for link in list(self._links.values()):
+            for link in [one for one in self._links.values() if one.jobs or min(one.due_s, one.deadline_s) <= now_s]:
                 self._advance(link, now_s)
             for descriptor, ready in self._poll.poll(self._nap_s(self._now_s())):
                 link = self._by_fd.get(descriptor)
@@ -240,7 +241,7 @@ class Monitors:
         except OSError as error:
             self._fail(link, f"{path}: {_words_of(error)}")
             return
-        link.session, link.unsent, link.is_blocked = Session(), b"", False
+        link.session, link.unsent, link.is_blocked, link.is_proven = Session(), b"", False, False
         link.peer_pid = struct.unpack("3i", link.channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         link.asking = self._new_asking(link.asking.facts)
         link.window_s, link.events, link.received_bytes = now_s, 0, 0
@@ -349,9 +350,11 @@ class Monitors:
             return
         for (_, handler), answer in zip(link.questions, answers, strict=True):
             handler(answer)
-        if (stranger := stranger_of(link.target, link.asking.facts, link.peer_pid)) is not None:
-            self._fail(link, stranger)
-            return
+        if not link.is_proven:
+            if (stranger := stranger_of(link.target, link.asking.facts, link.peer_pid)) is not None:
+                self._fail(link, stranger)
+                return
+            link.is_proven = True
         if link.failures or link.target.process not in self._told:
             link.due_s = now_s  # the first round only learns what else there is to ask
         link.failures = 0

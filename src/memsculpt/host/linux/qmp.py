@@ -63,8 +63,9 @@ class Session:
         self.version = ""
         self.events: list[Event] = []  # the oldest EVENTS_KEPT_MOST that nobody has taken yet
         self.event_count = 0
-        self._buffer = bytearray()
-        self._searched = 0  # up to here there is no end of a message in the buffer
+        self._rest = bytearray()  # what came after the last end of a line
+        self._lines: list[bytes] = []  # of a message that is printed over several
+        self._size_bytes = 0  # of those
         self._next_id = 1
         self._batch: list[int] = []
         self._answers: dict[int, Answer] = {}
@@ -81,12 +82,10 @@ class Session:
         lines: list[bytes] = []
         self._batch, self._answers = [], {}
         for command in commands:
-            asked: dict[str, Any] = {"execute": command.name, "id": self._next_id}
-            if command.arguments is not None:
-                asked["arguments"] = command.arguments
+            more = "" if command.arguments is None else f', "arguments": {json.dumps(command.arguments)}'
+            lines.append(f'{{"execute": {json.dumps(command.name)}, "id": {self._next_id}{more}}}'.encode())
             self._batch.append(self._next_id)
             self._next_id += 1
-            lines.append(json.dumps(asked).encode())
         return b"\n".join(lines) + b"\n"
 
     def take(self) -> list[Answer]:
@@ -97,37 +96,37 @@ class Session:
 
     def feed(self, content: bytes) -> bytes:
         """Take what the peer sent; return what must be sent at once, mostly nothing. Raises ProtocolError."""
-        self._buffer += content
+        *lines, rest = content.split(b"\n")
+        if lines and self._rest:
+            lines[0] = bytes(self._rest) + lines[0]
+            self._rest.clear()
+        self._rest += rest
         reply = b""
-        while (message := self._next_message()) is not None:
-            reply += self._understand(message)
-        if len(self._buffer) > MESSAGE_MOST_BYTES:
+        for line in lines:
+            message = self._message_of(line.rstrip(b"\r"))
+            if message is not None:
+                reply += self._understand(message)
+        if len(self._rest) + self._size_bytes > MESSAGE_MOST_BYTES:
             raise ProtocolError(f"sends a message of more than {MESSAGE_MOST_BYTES >> 20} MiB")
         return reply
 
-    def _next_message(self) -> dict[str, Any] | None:
-        """Return the next whole message: a line, or with `-qmp-pretty` all up to a line that is `}`."""
-        while (end := self._buffer.find(b"\n", self._searched)) >= 0:
-            line = bytes(self._buffer[: end + 1]).strip()
-            if line[:1] == b"{" and b"\n" in line and not line.endswith(b"\n}"):
-                self._searched = end + 1
-                continue
-            if line == b"{":
-                self._searched = end + 1
-                continue
-            del self._buffer[: end + 1]
-            self._searched = 0
-            if not line:
-                continue
-            try:
-                message = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ProtocolError(f"says what is no JSON: {line[:60]!r}") from error
-            if not isinstance(message, dict):
-                raise ProtocolError(f"says what is no QMP: {line[:60]!r}")
-            return cast("dict[str, Any]", message)
-        self._searched = max(self._searched, len(self._buffer))
-        return None
+    def _message_of(self, line: bytes) -> dict[str, Any] | None:
+        """Return the message that a line ends: itself, or with `-qmp-pretty` all from a line `{` to a line `}`."""
+        if self._lines or line == b"{":
+            self._lines.append(line)
+            self._size_bytes += len(line)
+            if line != b"}":
+                return None
+            line, self._lines, self._size_bytes = b"".join(self._lines), [], 0
+        if not line:
+            return None
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"says what is no JSON: {line[:60]!r}") from error
+        if not isinstance(message, dict):
+            raise ProtocolError(f"says what is no QMP: {line[:60]!r}")
+        return cast("dict[str, Any]", message)
 
     def _understand(self, message: dict[str, Any]) -> bytes:
         if self.stage is Stage.GREETING:

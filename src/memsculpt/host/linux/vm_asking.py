@@ -18,7 +18,10 @@ STATS_INTERVAL_MOST_S = 10  # a slower poll that somebody else has set is made f
 VCPUS_MOST = 1024
 SIZE_MOST_BYTES = 1 << 50
 
+MIGRATION_EVERY_S = 3.0  # nothing else tells that one has begun
 NO_FEATURES = VmFeatures()
+QUERY_STATUS, QUERY_MIGRATE = Command("query-status"), Command("query-migrate")
+QUERY_BALLOON = Command("query-balloon")
 
 Handler: TypeAlias = Callable[[Any], None]
 Question: TypeAlias = tuple[Command, Handler]
@@ -66,7 +69,7 @@ class VmAsking:
         self.facts.uuid = ""
         self._stats_interval_s = stats_interval_s
         self._dirty_every_s = dirty_every_s
-        self._devices_at_s = self._slow_at_s = float("-inf")
+        self._devices_at_s = self._slow_at_s = self._migration_at_s = float("-inf")
         self._dirty_at_s = float("-inf")
         self._dirty_runs = False
         self._balloon_path = ""
@@ -79,13 +82,13 @@ class VmAsking:
     def questions(self, now_s: float, wall_s: float) -> list[Question]:
         """Return what to ask now; the handlers take the answers."""
         self._now_s, self._wall_s = now_s, wall_s
-        asked: list[Question] = [
-            (Command("query-status"), self._status),
-            (Command("query-migrate"), self._migration),
-        ]
+        asked: list[Question] = [(QUERY_STATUS, self._status)]
+        if now_s - self._migration_at_s >= MIGRATION_EVERY_S:
+            self._migration_at_s = now_s
+            asked.append((QUERY_MIGRATE, self._migration))
         if self._has_looked:
             if self.facts.features.balloon:
-                asked.append((Command("query-balloon"), self._balloon))
+                asked.append((QUERY_BALLOON, self._balloon))
             if self._balloon_path:
                 asked += self._about_balloon()
         else:
