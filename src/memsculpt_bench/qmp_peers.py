@@ -8,6 +8,7 @@ memsculpt_bench.qmp_peers FOLDER COUNT` serves so many in one process until its 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import threading
@@ -198,9 +199,9 @@ async def _converse(peer: Peer, reader: asyncio.StreamReader, writer: asyncio.St
 
 
 async def _make_noise(peer: Peer, writer: asyncio.StreamWriter) -> None:
-    writer.write(peer.noise)
-    while peer.noise_count:
-        for _ in range(100):
+    with contextlib.suppress(ConnectionError):  # the other side has had enough
+        writer.write(peer.noise)
+        while peer.noise_count:
             writer.write(peer.noise * max(1, peer.noise_count // 100))
             await writer.drain()
             await asyncio.sleep(0.01)

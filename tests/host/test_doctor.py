@@ -6,6 +6,7 @@ import pytest
 from memsculpt.host import sources
 from memsculpt.host.bpf.program import explained
 from memsculpt.host.doctor import KernelFacts, capabilities_from, examine
+from memsculpt.host.linux.vm_probe import FoundVm
 from memsculpt.host.sources import Tried
 
 V1_ROOT = KernelFacts(
@@ -132,3 +133,18 @@ def test_what_the_kernel_says_of_a_program_is_explained(words, problem, fix):
 def test_this_machine_is_examined():
     """Trying changes nothing, and the names are those of the rules."""
     assert set(examine()) == set(capabilities_from(KernelFacts()))
+
+
+def test_virtual_machines_are_counted_and_what_keeps_them_is_said():
+    """A monitor in another client's hands is no fault (the agent may have it); one that is not there is."""
+    assert capabilities_from(KernelFacts())["vms"].available
+    web, db = FoundVm(pid=1, name="web"), FoundVm(pid=2, name="db", problem="does not greet", is_busy=True)
+    found = capabilities_from(KernelFacts(vms=(web, db)))["vms"]
+    assert found.available
+    assert found.reason.startswith("2 run, 1 can be asked; 1 in another client's hands")
+    mute = tuple(FoundVm(pid=number, name=f"m{number}", problem="no QMP monitor") for number in range(3, 9))
+    found = capabilities_from(KernelFacts(vms=(web, *mute)))["vms"]
+    assert not found.available
+    assert "m3: no QMP monitor" in found.reason
+    assert found.reason.endswith("and 3 more")
+    assert "-qmp unix:" in found.fix

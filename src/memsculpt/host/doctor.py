@@ -20,12 +20,14 @@ from pathlib import Path
 
 from memsculpt.errors import Unavailable
 from memsculpt.host import sources
+from memsculpt.host.linux.vm_probe import FoundVm, find_vms
 from memsculpt.host.protocol import Capability
 from memsculpt.host.sources import Tried
 
 _SYS_PROCESS_MADVISE = 440  # x86-64 and the generic table alike
 _MADV_PAGEOUT = 21
 _MADV_COLLAPSE = 25
+VMS_SHOWN = 3
 _PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg), since 6.7
 
 
@@ -57,6 +59,7 @@ class KernelFacts:
     move_charge: str = ""  # "" when the kernel still moves charges, else why not
     programs: Mapping[str, bool] = field(default_factory=dict[str, bool])  # by name: is it installed
     has_statsforecast: bool = False  # the extra that fits models
+    vms: tuple[FoundVm, ...] = ()  # QEMU processes that run now
 
 
 def examine() -> Mapping[str, Capability]:
@@ -100,6 +103,7 @@ def read_facts(proc: str = "/proc", sys: str = "/sys") -> KernelFacts:
         page_sources=sources.try_each(),
         has_ksm=Path(sys, "kernel/mm/ksm/run").exists(),
         move_charge=_move_charge(v1),
+        vms=find_vms(proc),
         has_statsforecast=importlib.util.find_spec("statsforecast") is not None,
         programs={name: shutil.which(name) is not None for name in ("redis-server", "qemu-system-x86_64")},
     )
@@ -208,6 +212,7 @@ def capabilities_from(facts: KernelFacts) -> Mapping[str, Capability]:
         ),
         _program(facts, "redis_server", "redis-server", "redis-server"),
         _program(facts, "qemu", "qemu-system-x86_64", "qemu-system-x86"),
+        _vms(facts),
     )
     return {row.name: row for row in rows}
 
@@ -225,6 +230,23 @@ def _tried_row(name: str, problem: str, reason: str, fix: str) -> Capability:
 def _program(facts: KernelFacts, name: str, program: str, package: str) -> Capability:
     found = facts.programs.get(program, False)
     return _yes_or(name, found, f"{program} is installed", f"{program} is not installed", f"apt-get install {package}")
+
+
+def _vms(facts: KernelFacts) -> Capability:
+    """Tell how many virtual machines run, and which monitors cannot be asked; a busy one may be our own agent's."""
+    if not facts.vms:
+        return Capability(name="vms", available=True, reason="no virtual machine runs here now")
+    busy = [one for one in facts.vms if one.is_busy]
+    mute = [one for one in facts.vms if one.problem and not one.is_busy]
+    asked = len(facts.vms) - len(busy) - len(mute)
+    parts = [f"{len(facts.vms)} run, {asked} can be asked"]
+    if busy:
+        parts.append(f"{len(busy)} in another client's hands (the agent's, if it runs)")
+    parts += [f"{one.name}: {one.problem}" for one in mute[:VMS_SHOWN]]
+    if len(mute) > VMS_SHOWN:
+        parts.append(f"and {len(mute) - VMS_SHOWN} more")
+    fix = "start QEMU with -qmp unix:/run/NAME.qmp,server=on,wait=off; for libvirt's: libvirt in [vms]" if mute else ""
+    return Capability(name="vms", available=not mute, reason="; ".join(parts), fix=fix)
 
 
 def _mounts(proc: Path) -> tuple[str | None, str | None]:
