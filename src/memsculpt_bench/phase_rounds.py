@@ -126,7 +126,10 @@ def _figures_of_uniform(runs: Sequence[Result]) -> dict[str, Figure]:
     is_whole = not any(run["missing_groups"] for run in runs)
     return {
         "uniform_managed_over_alone": contract.at_most(1.01, groups, also=is_whole),
-        "uniform_alone_over_alone": contract.reported([ratio for run in runs for ratio in run["alone_over_alone"]]),
+        **{
+            f"uniform_{name}": contract.reported([ratio for run in runs for ratio in run[name]])
+            for name in ("managed_over_alone_cpu", "alone_over_alone", "alone_over_alone_cpu")
+        },
         "uniform_missing_groups": contract.at_most(0.0, [float(sum(run["missing_groups"] for run in runs))]),
     }
 

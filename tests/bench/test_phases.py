@@ -32,7 +32,9 @@ def alternated(*ratios, missing=0, kills=0):
     return {
         "seed": 1,
         "managed_over_alone": list(ratios),
+        "managed_over_alone_cpu": list(ratios),
         "alone_over_alone": [1.0],
+        "alone_over_alone_cpu": [1.0],
         "missing_groups": missing,
         "oom_kills": kills,
     }
