@@ -71,7 +71,12 @@ def add_command(subparsers: Subparsers) -> None:
     parser.add_argument("--rounds", type=_count, default=None, help="rounds of each arm (default 5, with --quick 1)")
     parser.add_argument("--quick", action="store_true", help="a short form for a demonstration")
     parser.add_argument("--swap", choices=("zram", "disk", "both"), default="both", help="isolation: what swap is on")
-    parser.add_argument("--part", action="append", help="phases: only this part, and then others named likewise")
+    parser.add_argument(
+        "--part",
+        action="append",
+        choices=("random", "nightly", "tight", "uniform"),
+        help="phases: only this part, and then others named likewise",
+    )
     parser.add_argument("--first-round", type=_count, default=1, help="phases: number of the first round (its seed)")
     parser.add_argument(
         "--merge", type=Path, nargs="+", default=None, help="phases: run nothing, put these --json results together"
