@@ -8,6 +8,7 @@ workload's instance began and never fall within one instance; rates are the prof
 from dataclasses import dataclass, field
 
 from memsculpt.domain.arrays import Bool, Float64, Int64, freeze_columns
+from memsculpt.domain.vm import VmReading
 from memsculpt.domain.workload import CgroupPath, WorkloadId
 
 
@@ -119,3 +120,4 @@ class Observation:
     vanished_count: int = 0  # rows dropped because they went away while being read
     unreadable_count: int = 0  # readings denied by privilege
     notes: tuple[str, ...] = field(default=())  # what was degraded in this reading, for people
+    vms: tuple[VmReading, ...] = ()  # by workload; read beside the tick, so some are older than `time_s`

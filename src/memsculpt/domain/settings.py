@@ -131,6 +131,28 @@ class PlanSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrustGroup:
+    """One `[[trust]]`: VMs that may share pages with one another, and with nobody else (docs/safety.md)."""
+
+    name: str
+    vms: tuple[str, ...]  # globs of names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmSettings:
+    """How virtual machines are found and asked."""
+
+    discover: bool = True  # QEMU processes with a monitor socket of their own
+    sockets: tuple[str, ...] = ()  # globs of further monitor sockets
+    libvirt: str = ""  # URI of a libvirt host, "" for none: "qemu:///system"
+    timeout_s: float = 2.0  # for one answer of a monitor
+    balloon: bool = True  # balloons of VMs in partitions may be moved
+    floor_bytes: int = 128 * MIB  # no guest is left with less
+    dirty_every_s: float = 0.0  # how often QEMU measures how fast a guest writes; 0: never, for it costs
+    trust: tuple[TrustGroup, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The whole configuration, checked."""
 
@@ -146,6 +168,7 @@ class Settings:
     profile: ProfileSettings = ProfileSettings()
     forecast: ForecastSettings = ForecastSettings()
     plan: PlanSettings = PlanSettings()
+    vms: VmSettings = VmSettings()
     partitions: tuple[PartitionSettings, ...] = ()
 
     def capacity_of(self, total_bytes: int) -> int:

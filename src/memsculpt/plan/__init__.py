@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What to do, pure: forecasts and experience in, a plan with reasons out. No clock, no I/O, no chance."""
 
+from memsculpt.plan.balloon_watch import after_asking
 from memsculpt.plan.decide import choose
 from memsculpt.plan.explain import explain_action, explain_grant, explain_plan, explain_reason
+from memsculpt.plan.overcommit import Overcommit, overcommit_of
 from memsculpt.plan.phases import (
     Experience,
     MoveBudget,
@@ -26,16 +28,19 @@ from memsculpt.plan.sculpt import (
 )
 from memsculpt.plan.sculpt import joined as joined_ranges
 from memsculpt.plan.situation import room_below_limit_bytes
-from memsculpt.plan.state import PlannerState
+from memsculpt.plan.state import Balloon, PlannerState
 
 __all__ = [
+    "Balloon",
     "Experience",
     "MoveBudget",
+    "Overcommit",
     "PlannerState",
     "PrefetchChoice",
     "PrefetchOutcome",
     "SculptRules",
     "Standing",
+    "after_asking",
     "answer_request",
     "choose",
     "choose_cold",
@@ -50,6 +55,7 @@ __all__ = [
     "joined_ranges",
     "judge_prefetch",
     "learn_from",
+    "overcommit_of",
     "ranges_of_rows",
     "room_below_limit_bytes",
     "weigh_cold",

@@ -17,8 +17,11 @@ from memsculpt.domain.plan import (
     Reason,
     Reclaim,
     SculptPool,
+    SetBalloon,
+    SetSharing,
 )
 from memsculpt.domain.pool import ColdZone, HotZone, Prefetch
+from memsculpt.domain.sharing import SharingStep
 from memsculpt.domain.units import format_bytes, format_duration_s
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -27,6 +30,11 @@ _SCULPTS = {
     HotZone: ("gather", "hot blocks"),
     ColdZone: ("send out", "cold blocks"),
     Prefetch: ("bring back", "what a phase uses"),
+}
+_SHARING = {
+    SharingStep.MERGE: "merge identical pages",
+    SharingStep.PAUSE: "pause merging",
+    SharingStep.END: "end merging and take apart what is merged",
 }
 _ANSWERS = {
     Answer.ENOUGH: "granted, there is room",
@@ -77,6 +85,14 @@ def _what(action: Action) -> str:
         return f"{action.partition}: create cgroup {action.cgroup}"
     if isinstance(action, MoveProcess):
         return f"{action.partition}: move process {action.process.pid} to {action.to_cgroup}"
+    if isinstance(action, SetSharing):
+        rate = ""
+        if action.rate is not None:
+            rate = f", {action.rate.pages_to_scan} pages every {action.rate.sleep_ms} ms"
+        return f"trust group {action.group}: {_SHARING[action.step]}{rate}"
+    if isinstance(action, SetBalloon):
+        change = f"from {format_bytes(action.from_bytes)} to {format_bytes(action.to_bytes)}"
+        return f"{action.workload}: what its balloon leaves it {change}"
     name = _LIMIT_NAMES[action.kind]
     change = f"from {format_bytes(action.from_bytes)} to {format_bytes(action.to_bytes)}"
     if action.from_bytes == action.to_bytes:

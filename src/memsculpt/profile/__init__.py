@@ -7,7 +7,7 @@ from memsculpt.profile.blocks import ranges_of as pool_ranges
 from memsculpt.profile.blocks import update as update_blocks
 from memsculpt.profile.blocks import with_flag, with_left, with_zone
 from memsculpt.profile.heat import merged as merged_touches
-from memsculpt.profile.phase_outlook import look_interval_s
+from memsculpt.profile.phase_outlook import calm_until_s, look_interval_s
 from memsculpt.profile.phase_outlook import predict as predict_phases
 from memsculpt.profile.phases import PhaseState
 from memsculpt.profile.phases import update as update_phases
@@ -40,6 +40,7 @@ __all__ = [
     "absorb_looks",
     "begin_blocks",
     "blocks_seen",
+    "calm_until_s",
     "choose_fault_rates",
     "choose_looks",
     "cost_of_looks",

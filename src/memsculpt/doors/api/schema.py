@@ -246,6 +246,18 @@ class SamplingView(msgspec.Struct, kw_only=True):
     notes: list[str]
 
 
+class OvercommitView(msgspec.Struct, kw_only=True):
+    """How far the partitions' VMs are overcommitted, and the chance that their demands exceed the capacity."""
+
+    vm_count: int
+    reach_bytes: int  # what they may reach together: guest memory in full, and QEMU's own
+    capacity_bytes: int  # what is left for them
+    ratio: float
+    horizon_s: float
+    together_ratio: float  # chance within the horizon, if they peak together
+    apart_ratio: float  # the same, if each peaks for itself
+
+
 class StatusView(msgspec.Struct, kw_only=True):
     """Everything at a glance."""
 
@@ -265,6 +277,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     notes: list[str]
     last_problem: str
     growth: SamplingView | None = None  # None: no partition is critical, or sensing is off
+    overcommit: OvercommitView | None = None  # None: no partition holds a VM
 
 
 class PartitionsView(msgspec.Struct, kw_only=True):

@@ -74,7 +74,20 @@ def _head(status: dict[str, Any]) -> str:
             f"swap {format_bytes(memory['swap_total_bytes'])}, {format_bytes(swap_used)} used; "
             f"partitions may share {format_bytes(status['capacity_bytes'])}"
         )
+    if status["overcommit"]:
+        lines.append(overcommit_words(status["overcommit"]))
     return "\n".join(lines)
+
+
+def overcommit_words(overcommit: dict[str, Any]) -> str:
+    """Return how far VMs are overcommitted, and the risk, as a line."""
+    return (
+        f"VMs     {overcommit['vm_count']} may reach {format_bytes(overcommit['reach_bytes'])}, "
+        f"{overcommit['ratio']:.2f} times the {format_bytes(overcommit['capacity_bytes'])} there are for them; chance "
+        f"that they need more within {format_duration_s(overcommit['horizon_s'])}: "
+        f"{words.percent(overcommit['apart_ratio'])}, and {words.percent(overcommit['together_ratio'])} if they peak "
+        "together"
+    )
 
 
 def _workload_table(workloads: list[dict[str, Any]], most: int) -> str:

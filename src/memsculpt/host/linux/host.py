@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 
+from memsculpt.domain.arrays import Int64
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings, Settings
+from memsculpt.domain.sharing import Merging, Offerer, PageContents
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.errors import ConfigError, Refused, Unavailable, Vanished
 from memsculpt.host.bpf.tasks import TaskReader
@@ -20,6 +22,8 @@ from memsculpt.host.linux.controller import NAME_OF_OURS, Controller
 from memsculpt.host.linux.errnos import translate
 from memsculpt.host.linux.fault_watch import LinuxFaultWatch
 from memsculpt.host.linux.hierarchy import find_controller
+from memsculpt.host.linux.hypervisor import LinuxHypervisor
+from memsculpt.host.linux.ksm import Ksm
 from memsculpt.host.linux.observe import LinuxObserver
 from memsculpt.host.linux.pager import LinuxPager
 from memsculpt.host.linux.processes import ProcessReader
@@ -27,6 +31,7 @@ from memsculpt.host.linux.sculptor import LinuxSculptor
 from memsculpt.host.linux.systemd import SystemdLimits, runs_systemd
 from memsculpt.host.linux.task_processes import TaskProcesses
 from memsculpt.host.linux.touch_cost import measure_touch_cost_s
+from memsculpt.host.linux.virtual_machines import VirtualMachines
 from memsculpt.host.protocol import Capability, FaultWatch, LimitValue, Moved, PageReader, PageSource
 
 WILDCARDS = frozenset("*?[")
@@ -34,7 +39,7 @@ WILDCARDS = frozenset("*?[")
 EARLY_WAKE_GAP_S = 0.25
 
 
-class LinuxHost(LinuxPager, LinuxSculptor):
+class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
     """The machine that this process runs on. Fulfils host.protocol.Host."""
 
     name = "linux"
@@ -56,12 +61,14 @@ class LinuxHost(LinuxPager, LinuxSculptor):
         self._detail_interval_s = settings.observe.detail_interval_s
         found, unified = find_controller()
         self._controller: Controller | None = SystemdLimits(found) if found is not None and runs_systemd() else found
-        self._observer = LinuxObserver(found, unified, processes=_best_processes())
+        self._vms = VirtualMachines(settings.vms, interval_s=settings.interval_s)
+        self._observer = LinuxObserver(found, unified, processes=_best_processes(), vms=self._vms)
         self._partitions: tuple[PartitionSettings, ...] = ()
         self._wakes = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._trigger = psi.open_trigger("/proc/pressure/memory")
         self._woken_early_at_s = float("-inf")
         self._made: set[CgroupPath] = set()
+        self._ksm = Ksm()
         self._modules = Modules()
 
     def now_s(self) -> float:
@@ -111,7 +118,7 @@ class LinuxHost(LinuxPager, LinuxSculptor):
             now_s = time.monotonic()
             adopted = workloads.find_adopted(partitions, self._observer.cgroups(now_s, partitions, 0.0))
             readings = self._observer.processes.read_all(now_s, {}, self._detail_interval_s)
-            workloads.check_rules(partitions, adopted, readings)
+            workloads.check_rules(partitions, adopted, readings, self._vms.find(readings, now_s))
         self._partitions = tuple(partitions)
 
     def observe(self) -> Observation:
@@ -140,6 +147,34 @@ class LinuxHost(LinuxPager, LinuxSculptor):
     def touch_cost_s(self) -> float:
         """Return what a program pays for the first touch of a page after a clear."""
         return measure_touch_cost_s()
+
+    def merging(self) -> Merging:
+        """Return what KSM does now."""
+        return self._ksm.merging()
+
+    def offerers(self) -> tuple[Offerer, ...]:
+        """Return who has offered memory to KSM."""
+        return self._ksm.offerers()
+
+    def mergeable_runs(self, process: Instance, ranges: Int64) -> Int64:
+        """Return which pages could be merged."""
+        return self._ksm.mergeable_runs(process, ranges)
+
+    def page_contents(self, process: Instance, wanted: Int64) -> PageContents:
+        """Return what pages hold."""
+        return self._ksm.page_contents(process, wanted)
+
+    def has_ksm(self, name: str) -> bool:
+        """Tell whether this kernel has a setting of KSM."""
+        return self._ksm.has_ksm(name)
+
+    def read_ksm(self, name: str) -> str:
+        """Return a setting of KSM."""
+        return self._ksm.read_ksm(name)
+
+    def write_ksm(self, name: str, text: str) -> str:
+        """Write a setting of KSM and return what the kernel holds now."""
+        return self._ksm.write_ksm(name, text)
 
     def capabilities(self) -> Mapping[str, Capability]:
         """Return what doctor found."""
@@ -228,6 +263,7 @@ class LinuxHost(LinuxPager, LinuxSculptor):
 
     def close(self) -> None:
         """Release every descriptor."""
+        self._vms.close()
         self._observer.processes.close()
         while self._page_sources:
             self._page_sources.popitem()[1].close()

@@ -2,22 +2,23 @@
 """One look at the machine, as columns."""
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.domain.observation import CgroupState, Observation, Processes, Workloads
 from memsculpt.domain.plan import LimitKind
-from memsculpt.domain.settings import PartitionSettings
-from memsculpt.domain.workload import CgroupPath, WorkloadId
+from memsculpt.domain.settings import PartitionSettings, VmSettings
+from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
 from memsculpt.host.linux import meminfo, psi, workloads
 from memsculpt.host.linux.controller import Charge, Controller, read_members
 from memsculpt.host.linux.errnos import is_gone
 from memsculpt.host.linux.processes import ProcessReader, Reading
 from memsculpt.host.linux.psi import Pressure
 from memsculpt.host.linux.task_processes import TaskProcesses
+from memsculpt.host.linux.virtual_machines import Machine, VirtualMachines
 from memsculpt.host.linux.workloads import Adopted, Place
 
 
@@ -31,6 +32,7 @@ class _Row:
     pressure: Pressure | None = None
     key: int = 0
     past: "_Past | None" = None
+    is_vm: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +55,20 @@ class LinuxObserver:
         unified: str | None,
         proc: str = "/proc",
         processes: ProcessReader | TaskProcesses | None = None,
+        vms: VirtualMachines | None = None,
     ) -> None:
         self._controller = controller
         self._unified = unified
         self._proc = proc
         self.processes = processes if processes is not None else ProcessReader(proc)
+        self._vms = vms if vms is not None else VirtualMachines(VmSettings(discover=False), interval_s=1.0, proc=proc)
         self._past: dict[WorkloadId, _Past] = {}
         self._keys: dict[WorkloadId, int] = {}
         self._last: dict[WorkloadId, dict[int, Reading]] = {}
         self._cgroups_at_s = float("-inf")
         self._cgroups: list[CgroupPath] = []
         self._placed_by: tuple[tuple[PartitionSettings, ...], tuple[Adopted, ...]] | None = None
-        self._places: dict[tuple[int, str, int, str], Place] = {}
+        self._places: dict[tuple[int, str, int, str, str], Place] = {}
 
     def observe(self, now_s: float, partitions: Sequence[PartitionSettings], detail_interval_s: float) -> Observation:
         """Return one snapshot. Raises OSError only where the machine's totals cannot be read."""
@@ -72,7 +76,8 @@ class LinuxObserver:
         adopted = workloads.find_adopted(partitions, self.cgroups(now_s, partitions))
         adopted, members = self._members(adopted)
         readings = self.processes.read_all(now_s, members, detail_interval_s)
-        rows = self._rows(readings, partitions, adopted)
+        machines = self._vms.find(readings, now_s)
+        rows = self._rows(readings, partitions, adopted, machines)
         states = self._states(adopted, rows)
         notes = tuple(
             f'partition "{one.name}": no cgroup fits {one.match.describe()} now'
@@ -88,6 +93,7 @@ class LinuxObserver:
             vanished_count=self.processes.vanished_count,
             unreadable_count=self.processes.unreadable_count,
             notes=notes,
+            vms=self._vms.readings(),
         )
 
     def cgroups(self, now_s: float, partitions: Sequence[PartitionSettings], every_s: float = 5.0) -> list[CgroupPath]:
@@ -121,7 +127,11 @@ class LinuxObserver:
         return there, members
 
     def _rows(
-        self, readings: list[Reading], partitions: Sequence[PartitionSettings], adopted: list[Adopted]
+        self,
+        readings: list[Reading],
+        partitions: Sequence[PartitionSettings],
+        adopted: list[Adopted],
+        machines: Mapping[Instance, Machine],
     ) -> list[_Row]:
         rows: dict[WorkloadId, _Row] = {}
         for one in adopted:
@@ -133,25 +143,35 @@ class LinuxObserver:
             self._placed_by = rules
             self._places.clear()
         for reading in readings:
-            place = self._place(reading, partitions, adopted)
+            machine = machines.get(reading.instance)
+            place = self._place(reading, partitions, adopted, machine)
             row = rows.get(place.workload)
             if row is None:
-                row = rows[place.workload] = _Row(place=place)
+                row = rows[place.workload] = _Row(place=place, is_vm=machine is not None)
             row.readings.append(reading)
         for row in rows.values():
-            self._complete(row, is_adopted=any(one.cgroup == row.place.cgroup for one in adopted))
+            is_adopted = not row.is_vm and any(one.cgroup == row.place.cgroup for one in adopted)
+            self._complete(row, is_adopted=is_adopted)
+        _tell_vms_apart(rows.values())
         self._last = {name: {reading.instance.pid: reading for reading in row.readings} for name, row in rows.items()}
         self._past = {name: past for name, past in self._past.items() if name in rows}
         self._keys = {name: key for name, key in self._keys.items() if name in rows and rows[name].readings}
         return [rows[name] for name in sorted(rows)]
 
-    def _place(self, reading: Reading, partitions: Sequence[PartitionSettings], adopted: list[Adopted]) -> Place:
+    def _place(
+        self,
+        reading: Reading,
+        partitions: Sequence[PartitionSettings],
+        adopted: list[Adopted],
+        machine: Machine | None,
+    ) -> Place:
         """Return the process's workload, worked out anew only when its names or the rules have changed."""
         detail = reading.detail
-        key = (reading.instance.pid, detail.exe, detail.user, detail.memory_cgroup)
+        vm = "" if machine is None else machine.workload
+        key = (reading.instance.pid, detail.exe, detail.user, detail.memory_cgroup, vm)
         place = self._places.get(key)
         if place is None:
-            place = self._places[key] = workloads.place_of(reading, partitions, adopted)
+            place = self._places[key] = workloads.place_of(reading, partitions, adopted, machine)
         return place
 
     def _complete(self, row: _Row, *, is_adopted: bool) -> None:
@@ -275,6 +295,29 @@ class LinuxObserver:
             has_pressure=_bools([row.pressure is not None for row in rows]),
             programs=tuple(_program_of(row) for row in rows),
         )
+
+
+def _tell_vms_apart(rows: Iterable[_Row]) -> None:
+    """Take from an adopted cgroup's charge what its VMs hold: they are workloads of their own; nothing counts twice.
+
+    What of its counters the VMs' processes account for stays in both: a difference could fall.
+    """
+    found = list(rows)
+    for row in found:
+        charge, home = row.charge, row.place.cgroup
+        if charge is None or home is None:
+            continue
+        for vm in found:
+            path = vm.place.cgroup
+            if vm.is_vm and path is not None and (path == home or path.startswith(f"{home}/")):
+                kinds = [one.detail.kinds for one in vm.readings if one.detail.kinds is not None]
+                charge = replace(
+                    charge,
+                    anon_bytes=max(0, charge.anon_bytes - sum(one.anon_bytes for one in kinds)),
+                    shmem_bytes=max(0, charge.shmem_bytes - sum(one.shmem_bytes for one in kinds)),
+                    swapped_bytes=max(0, charge.swapped_bytes - sum(one.swapped_bytes for one in kinds)),
+                )
+        row.charge = charge
 
 
 def _program_of(row: _Row) -> str:

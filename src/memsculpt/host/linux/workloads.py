@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which workload a process belongs to, and the columns that come of it.
 
-1. A partition's rule that names whole cgroups adopts each matching cgroup, with its subtree, as one workload.
-2. A rule by exe, user or pid gathers the matching processes, by exe and what else the rule names.
-3. Everything else is its memory cgroup, or its exe where it lives in the root.
+1. A virtual machine is a workload by itself, wherever its process lives: `vm:NAME`.
+2. A partition's rule that names whole cgroups adopts each matching cgroup, with its subtree, as one workload; virtual
+   machines in it belong to the partition, too, and are told apart.
+3. A rule by exe, user, pid or vm gathers the matching processes, by exe and what else the rule names.
+4. Everything else is its memory cgroup, or its exe where it lives in the root.
 """
 
 import pwd
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from memsculpt.domain.settings import PartitionSettings
-from memsculpt.domain.workload import CgroupPath, WorkloadId
+from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
 from memsculpt.errors import ConfigError
 from memsculpt.host.linux.processes import Reading
+from memsculpt.host.linux.virtual_machines import Machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,20 +39,33 @@ class Place:
     cgroup: CgroupPath | None
 
 
-def place_of(reading: Reading, partitions: Sequence[PartitionSettings], adopted: Sequence[Adopted]) -> Place:
-    """Return the workload of a process."""
+def place_of(
+    reading: Reading,
+    partitions: Sequence[PartitionSettings],
+    adopted: Sequence[Adopted],
+    machine: Machine | None = None,
+) -> Place:
+    """Return the workload of a process; `machine` is the VM that it runs, if it does."""
     path = reading.detail.memory_cgroup
+    vm = "" if machine is None else machine.name
     for one in adopted:
         if path == one.cgroup or path.startswith(f"{one.cgroup}/"):
             if one.is_own:
                 break
+            if machine is not None:
+                return Place(workload=machine.workload, partition=one.partition, cgroup=CgroupPath(path))
             return Place(workload=WorkloadId(one.cgroup), partition=one.partition, cgroup=one.cgroup)
     exe, user = reading.detail.exe, user_name(reading.detail.user)
     for partition in partitions:
         rule = partition.match
-        if not rule.is_by_cgroup() and rule.fits(cgroup=path, exe=exe, user=user, pid=reading.instance.pid):
+        if not rule.is_by_cgroup() and rule.fits(cgroup=path, exe=exe, user=user, pid=reading.instance.pid, vm=vm):
             name = rule.workload_name(exe=exe, user=user, cgroup=path, pid=reading.instance.pid)
-            return Place(workload=name, partition=partition.name, cgroup=None)
+            workload = name if machine is None else machine.workload
+            return Place(workload=workload, partition=partition.name, cgroup=None)
+    if machine is not None:
+        owner = next((one for one in adopted if path == one.cgroup), None)
+        cgroup = CgroupPath(path) if path else None
+        return Place(workload=machine.workload, partition=owner.partition if owner else None, cgroup=cgroup)
     if path:
         owner = next((one for one in adopted if path == one.cgroup), None)
         return Place(workload=WorkloadId(path), partition=owner.partition if owner else None, cgroup=CgroupPath(path))
@@ -79,7 +95,10 @@ def find_adopted(partitions: Sequence[PartitionSettings], cgroups: Sequence[Cgro
 
 
 def check_rules(
-    partitions: Sequence[PartitionSettings], adopted: Sequence[Adopted], readings: Sequence[Reading]
+    partitions: Sequence[PartitionSettings],
+    adopted: Sequence[Adopted],
+    readings: Sequence[Reading],
+    machines: Mapping[Instance, Machine],
 ) -> None:
     """Raise ConfigError where two rules claim one cgroup or one process."""
     for first in adopted:
@@ -92,6 +111,7 @@ def check_rules(
                     fix="make the rules name different cgroups",
                 )
     for reading in readings:
+        machine = machines.get(reading.instance)
         claims = [
             one.name
             for one in partitions
@@ -101,6 +121,7 @@ def check_rules(
                 exe=reading.detail.exe,
                 user=user_name(reading.detail.user),
                 pid=reading.instance.pid,
+                vm="" if machine is None else machine.name,
             )
         ]
         path = reading.detail.memory_cgroup

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Virtual machines: who they are, what the monitor and the guest tell of them, and where their memory lies.
+
+A guest's figures are the guest's word: virtio says -1 (2^64 - 1) for what it does not tell, and nothing keeps a guest
+from saying anything else. `guest_memory` lets through what can be true, and nothing beside it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+from memsculpt.domain.workload import Instance, WorkloadId
+
+VmId = NewType("VmId", str)
+"""What a VM is known by for good: its UUID in lower case; where it was started without one, `name:NAME`."""
+
+NO_UUID = "00000000-0000-0000-0000-000000000000"  # QEMU's, when it was given none
+
+
+class VmState(StrEnum):
+    """What becomes of a VM now; only a RUNNING one is ballooned or sculpted."""
+
+    RUNNING = "running"
+    PAUSED = "paused"  # by an operator, a debugger, or for an I/O error
+    MIGRATING = "migrating"  # also while it is saved to a file
+    ARRIVING = "arriving"  # waits for a migration to come in
+    ENDING = "ending"
+    UNREACHABLE = "unreachable"  # its process lives, its monitor does not answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestMemory:
+    """What the guest says of its memory (virtio-balloon's statistics queue). None: not told, or not possible."""
+
+    updated_at_s: float  # host's clock; statistics lag by the polling interval
+    total_bytes: int | None = None  # as the guest sees it: less what the balloon took, but for `deflate-on-oom`
+    free_bytes: int | None = None
+    available_bytes: int | None = None  # free, and what can be reclaimed without swapping
+    cache_bytes: int | None = None
+    swapped_in_bytes: int | None = None  # since it booted, as the two below
+    swapped_out_bytes: int | None = None
+    major_faults_count: int | None = None
+    minor_faults_count: int | None = None
+
+    @property
+    def used_bytes(self) -> int | None:
+        """Return what the guest cannot give without swapping; None where it does not tell."""
+        if self.total_bytes is None or self.available_bytes is None:
+            return None
+        return self.total_bytes - self.available_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmFeatures:
+    """What its devices offer."""
+
+    balloon: bool = False
+    deflate_on_oom: bool = False  # without it a guest that is asked for too much dies
+    free_page_reporting: bool = False  # what the guest frees returns by itself
+    virtio_mem: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmReading:
+    """One look at a VM through its monitor. Counters are since the process began, and never fall within it."""
+
+    id: VmId
+    name: str
+    workload: WorkloadId  # `vm:NAME`; of two of one name the later has `#` and the start of its UUID behind it
+    process: Instance
+    state: VmState
+    read_at_s: float  # host's clock; -inf: never
+    via: str = "qmp"  # or "libvirt"
+    ram_bytes: int = 0  # what it was built with: a balloon gives back no more
+    balloon_bytes: int | None = None  # what the balloon leaves it now; None without a balloon
+    guest: GuestMemory | None = None
+    features: VmFeatures = VmFeatures()
+    vcpu_s: float = 0.0  # of all its virtual processors
+    read_bytes: int = 0  # block devices
+    written_bytes: int = 0
+    received_bytes: int | None = None  # network, from the guest's point of view; None: not through taps of this host
+    sent_bytes: int | None = None
+    dirtied_bytes_per_s: float = float("nan")  # calc-dirty-rate; NaN: not measured
+    problem: str = ""  # what its monitor does not do, and what helps
+
+
+class Backing(StrEnum):
+    """What guest RAM is made of; which calls work depends on it (docs/methods/virtual-machines.md)."""
+
+    PRIVATE = "private"  # memory-backend-ram: anonymous
+    SHARED = "shared"  # the same with share=on: shmem without a name
+    MEMFD = "memfd"
+    FILE = "file"  # on tmpfs, or on a disk or DAX device
+    HUGETLB = "hugetlb"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestRange:
+    """A stretch of guest-physical memory, and where it lies in QEMU's address space."""
+
+    guest_start: int
+    host_start: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestRam:
+    """Where a VM's memory lies. `ranges` ascend by guest address; their order in the host may differ."""
+
+    id: VmId
+    process: Instance
+    ranges: tuple[GuestRange, ...]
+    backing: Backing
+    page_bytes: int = 4096  # of the backing: 2 MiB and more for hugetlb
+    is_preallocated: bool = False
+    is_mergeable: bool = False  # QEMU offered it to KSM (mem-merge=on)
+
+    def host_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Return [start, end) in QEMU's address space, ascending, neighbours joined."""
+        joined: list[tuple[int, int]] = []
+        for one in sorted(self.ranges, key=lambda each: each.host_start):
+            if joined and joined[-1][1] == one.host_start:
+                joined[-1] = (joined[-1][0], one.host_start + one.size_bytes)
+            else:
+                joined.append((one.host_start, one.host_start + one.size_bytes))
+        return tuple(joined)
+
+    def host_address(self, guest_address: int) -> int | None:
+        """Return where a guest-physical address lies in QEMU; None where there is no RAM."""
+        for one in self.ranges:
+            if one.guest_start <= guest_address < one.guest_start + one.size_bytes:
+                return one.host_start + guest_address - one.guest_start
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BalloonSet:
+    """What came of asking for a balloon. It moves afterwards, at the guest's pace: readings tell how far."""
+
+    asked_bytes: int
+    before_bytes: int
+
+
+# virtio's names (Virtual I/O Device 1.2, 5.5.6.3) as QEMU spells them (hw/virtio/virtio-balloon.c), and ours.
+_COUNTS: Mapping[str, str] = {
+    "stat-swap-in": "swapped_in_bytes",
+    "stat-swap-out": "swapped_out_bytes",
+    "stat-major-faults": "major_faults_count",
+    "stat-minor-faults": "minor_faults_count",
+}
+_SIZES: Mapping[str, str] = {
+    "stat-free-memory": "free_bytes",
+    "stat-available-memory": "available_bytes",
+    "stat-disk-caches": "cache_bytes",
+}
+COUNT_MOST = 1 << 62  # above it there is no honest count; 2^64 - 1 is "not told"
+
+
+def guest_memory(stats: Mapping[str, object], *, ram_bytes: int, updated_at_s: float) -> GuestMemory:
+    """Return what of a guest's statistics can be true.
+
+    `stats` as `guest-stats` gives them, in bytes and counts. A total of 0 or above the RAM, or a part above the
+    total, is no reading: None.
+    """
+
+    def number(name: str, most: int) -> int | None:
+        value = stats.get(name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            return None
+        return value if 0 <= value <= most else None
+
+    total = number("stat-total-memory", ram_bytes) or None
+    told = {ours: number(theirs, total if total is not None else -1) for theirs, ours in _SIZES.items()}
+    told |= {ours: number(theirs, COUNT_MOST) for theirs, ours in _COUNTS.items()}
+    return GuestMemory(updated_at_s=updated_at_s, total_bytes=total, **told)
+
+
+def vm_id(uuid: str, name: str) -> VmId:
+    """Return what a VM is known by for good."""
+    return VmId(uuid.lower()) if uuid and uuid != NO_UUID else VmId(f"name:{name}")
