@@ -32,7 +32,7 @@ LOOKS_MOST_RATIO = 0.03  # of one processor, for looks at all pools that are fol
 CALM_MOST_TICKS = 4.0  # between looks while no phase is expected to begin or to end
 LOOKS_MOST_TICKS = 16.0  # apart, of a pool in which nothing recurs
 SURVEYED_RATIO = 0.01  # of what a process holds: by so much it may change before it is asked where it has memory
-PART_BYTES = 32 << 20
+PART_BYTES = 8 << 20
 RATE_BYTES_PER_S = 300e6  # until it is known; docs/methods/phases.md
 RATE_LEAST_BYTES = 1 << 20
 HORIZON_S = 60.0  # within which phases are foreseen
@@ -254,7 +254,15 @@ class Phasing:
         come, leave = _ranges(choice.bring), _ranges(choice.leave)
         size_bytes = int(choice.reason.figures.get("moved_bytes", 0.0))
         reason = "" if size_bytes and is_planned else plan.explain_reason(choice.reason)
-        return SculptOrder(come=come, leave=leave, size_bytes=size_bytes, part_bytes=PART_BYTES, reason=reason), choice
+        order = SculptOrder(
+            come=come,
+            leave=leave,
+            size_bytes=size_bytes,
+            part_bytes=PART_BYTES,
+            most_s=self._settings.interval_s if is_planned else math.inf,
+            reason=reason,
+        )
+        return order, choice
 
     def moved(self, process: Instance, choice: plan.PrefetchChoice, done: SculptDone, began_s: float) -> None:
         """Take note of what was moved: how fast it went, and what is to be judged."""
