@@ -147,6 +147,30 @@ def test_a_reclaim_by_limit_steps_leaves_nothing_to_undo(host, journal):
     assert journal.ledger.changes == ()
 
 
+def test_page_cache_needs_no_swap_and_is_no_shortfall(host, journal):
+    """A full swap stops what would go there and not what is dropped; what is not dropped holds nobody back."""
+    memory = HostMemory(
+        total_bytes=1 << 30,
+        available_bytes=1 << 29,
+        free_bytes=1 << 29,
+        swap_total_bytes=0,
+        swap_free_bytes=0,
+        some_stall_s=None,
+        full_stall_s=None,
+    )
+    budget = Budget.for_tick(PlanSettings(page_out_bytes_per_s=4.0 * MIB), memory, 1.0)
+    whole = Reclaim(partition="p", cgroup=CACHE, size_bytes=MIB, reason=WHY)
+    cache = Reclaim(partition="p", cgroup=CACHE, size_bytes=8 * MIB, reason=WHY, only_cache=True)
+    applied = run(host, journal, cache, cache, budget=budget)
+    short_bytes = budget.short_bytes
+
+    assert statuses(applied) == [Status.PARTIAL, Status.FAILED]
+    assert applied[0].done_bytes == 4 * MIB
+    assert short_bytes == 0
+    assert statuses(run(host, journal, whole, budget=budget)) == [Status.FAILED]
+    assert budget.short_bytes > 0
+
+
 def test_without_a_journal_nothing_is_changed(host, journal):
     """A disk that fills up stops the changes in the middle of a plan, and says so at each."""
     before = host.contents()

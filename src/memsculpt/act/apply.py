@@ -149,6 +149,8 @@ class _Run:
 
     def _count_failure(self, action: Action) -> None:
         match action:
+            case Reclaim(only_cache=True):
+                pass
             case PageOut() | Reclaim() | SculptPool(request=ColdZone()):
                 self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=0)
             case SetLimit() if action.kind is not LimitKind.GUARANTEE:
@@ -227,9 +229,10 @@ class _Run:
 
     def _reclaim(self, action: Reclaim, origin: Origin) -> _Done:
         """Reclaim from a cgroup; on v1 the host does it by a brief step of the limit, so the limit is journalled."""
-        granted_bytes = self._budget.grant_page_out(action.size_bytes)
+        grant = self._budget.grant_cache if action.only_cache else self._budget.grant_page_out
+        granted_bytes = grant(action.size_bytes)
         if granted_bytes <= 0:
-            self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=0)
+            self._count_failure(action)
             return _Done(status=Status.FAILED, problem="this second's budget for paging out (or the swap's) is spent")
         present = self._host.read_limit(action.cgroup, LimitKind.LIMIT)
         if self._is_theirs(action.cgroup, LimitKind.LIMIT, present):
@@ -237,12 +240,15 @@ class _Run:
         was_touched = self._journal.ledger.limit(action.cgroup, LimitKind.LIMIT) is not None
         self._expect(action.cgroup, LimitKind.LIMIT, present, low_bytes=0, squeezes=False, origin=origin)
         try:
-            moved = self._host.reclaim(action.cgroup, granted_bytes)
+            moved = self._host.reclaim(action.cgroup, granted_bytes, only_cache=action.only_cache)
         finally:
             kept = self._keep(action.cgroup, LimitKind.LIMIT)
             if not was_touched and kept.text == present.text:
                 self._journal.forget(Undone(change=(action.cgroup, LimitKind.LIMIT)))
-        self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=moved.moved_bytes)
+        if action.only_cache:
+            self._budget.dropped(moved.moved_bytes)
+        else:
+            self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=moved.moved_bytes)
         return _outcome(action.size_bytes, moved)
 
     # --- budgets ------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from memsculpt.agent.foresight import Foresight
 from memsculpt.agent.growth_watch import GrowthWatch
 from memsculpt.agent.refitting import Refitting
 from memsculpt.agent.sculpting import Sculpting
+from memsculpt.agent.sharing import Sharing
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.growth import GrowthSample, GrowthSummary
 from memsculpt.domain.heat import LookAt, LookKind, WorkloadHeat
@@ -80,6 +81,7 @@ class Agent:
         gate: longterm.Gate | None = None,
         refitting: Refitting | None = None,
         looks_beside: bool = False,
+        sharing_seat: act.SharingSeat | None = None,
     ) -> None:
         self._host = host
         self._settings = settings
@@ -94,6 +96,7 @@ class Agent:
         self._touch_cost_s: float | None = None
         self._sculpting = Sculpting(host, settings)
         self._ballooning = Ballooning(settings, self._sculpting)
+        self._sharing = Sharing(host, settings, seat=sharing_seat)
         self._growth = GrowthWatch(host, settings, beside=looks_beside)
         self._forecaster = forecast.Forecaster()
         if self._foresight is not None:
@@ -178,7 +181,9 @@ class Agent:
             pools=pools,
         )
         self._ballooning.follow(observation, self._planner.balloons, self._journal, may_act=self._may_act())
+        chosen = self._sharing.choose(chosen, observation)
         applied = self._carry_out(observation, chosen)
+        self._sharing.note(applied)
         if self._planner.balloons:
             self._planner = replace(self._planner, balloons=plan.after_asking(self._planner.balloons, applied))
         self._watch_created(applied)
@@ -218,6 +223,7 @@ class Agent:
         self._sensor.close()
         self._growth.close(_ending())
         self._sculpting.close(may_act=self._may_act())
+        self._sharing.close()
         if self._foresight is not None:
             self._foresight.close(self.report.observation, self._forecaster)
         while self._asked:
@@ -388,6 +394,7 @@ class Agent:
             forecasts=forecasts,
             outlooks=tuple(forecasts.outlooks.values()),
             pools=self._sculpting.pools(),
+            sharing=self._sharing.report,
             plan=chosen,
             planned=applied,
             applied=tuple(self._recent),
@@ -429,6 +436,7 @@ def _abilities_of(host: Host) -> Abilities:
         page_in=can("page_in"),
         gather=can("collapse"),
         reclaim=can("memory_reclaim"),
+        drop_cache=can("memory_reclaim") or (can("cgroup_limits") and not can("cgroup_v2_memory")),
         limits=can("cgroup_limits"),
         groups=can("cgroup_limits"),
         protects_by="min" if can("cgroup_v2_memory") else "soft",

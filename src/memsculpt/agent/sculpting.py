@@ -14,7 +14,8 @@ feeds it what sensing looked at, and calls `settle` in every tick; without an ag
         host.wait_until(host.now_s() + 10.0)
     stats = sculpting.sculpt("web.service", ColdZone(size_bytes=256 << 20), host.observe(), may_act=True)
 
-Only workloads in a partition are pools. Not for two threads at once.
+Only workloads in a partition are pools. A VM's pool is its guest's RAM, and nothing else of its process
+(agent/guests.py); it goes by the VM's name or UUID. Not for two threads at once.
 """
 
 import logging
@@ -28,6 +29,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from memsculpt import act, learn, plan, profile
+from memsculpt.agent.guests import Guests
 from memsculpt.agent.phasing import PhaseOutcome, Phasing
 from memsculpt.domain.heat import Looked
 from memsculpt.domain.observation import Observation
@@ -114,12 +116,15 @@ class Sculpting:
         self._readers: dict[Instance, PageReader] = {}
         self._asked: deque[_Asked] = deque()
         self._phasing = Phasing(settings)
+        self._guests = Guests(host)
 
     # --- what is known ------------------------------------------------------------------------------------------------
 
     def watch(self, observation: Observation) -> None:
         """Take note of the partitions' processes, and of their faults and stalls."""
+        self._guests.follow(observation)
         self._name_pools(observation)
+        self._guests.find_ram(self._known.keys(), observation.time_s)
         for known in self._known.values():
             pool = known.blocks.pool if known.blocks is not None else _empty_pool(known)
             reading = learn.read_pool(observation, pool)
@@ -207,8 +212,12 @@ class Sculpting:
         return tuple(self._told(known) for known in sorted(self._known.values(), key=lambda one: one.id))
 
     def stats(self, pool: str) -> SculptStats:
-        """Return what is known of a pool. Raises UsageError where there is none of that id."""
-        return self._told(self._find(pool))
+        """Return what is known of a pool; of a VM, by name or UUID, also where its zones lie for the guest.
+
+        Raises UsageError where there is none of that id.
+        """
+        known = self._find(pool)
+        return replace(self._told(known), guest=self._guests.told(known.process, known.blocks))
 
     def ask(self, pool: str, request: SculptRequest) -> "Future[SculptStats]":
         """Put a request into the next `answer`; safe from any thread. Raises UsageError where it has no meaning."""
@@ -334,7 +343,7 @@ class Sculpting:
         self.watch(observation)
         settled = [self._settled(one) for one in self._phasing.settle(observation.time_s) if one.process in self._known]
         for known in tuple(self._known.values()):
-            for one in tuple(known.open):
+            for one in () if self._guests.is_left_alone(known.process) else tuple(known.open):
                 if known.readings and known.blocks is not None and self._settle(known, one, may_act=may_act):
                     known.open.remove(one)
                     settled.append(self._told(known))
@@ -375,6 +384,7 @@ class Sculpting:
             for process in instances:
                 living.add(process)
                 name = rows.ids[row] if len(instances) == 1 else f"{rows.ids[row]}#{process.pid}"
+                name = self._guests.name_of(process) if self._guests.is_guest(process) else name
                 known = self._known.setdefault(process, _Known(rows.ids[row], process, name))
                 known.id = name
         for process in self._known.keys() - living:
@@ -387,24 +397,35 @@ class Sculpting:
             self._readers.pop(process).close()
 
     def _find(self, pool: str) -> _Known:
+        guest = self._guests.find(pool)
         for known in self._known.values():
-            if pool in {known.id, f"{known.workload}#{known.process.pid}"}:
+            if known.process == guest or pool in {known.id, f"{known.workload}#{known.process.pid}"}:
                 return known
+        if guest is not None:
+            raise UsageError(
+                place=f"VM {pool}",
+                problem="is in no partition, and only what the configuration names is touched",
+                fix='name it in a [[partition]]: match = { vm = "NAME" }',
+            )
         raise UsageError(
             place=f"pool {pool}",
-            problem="there is none of this name: pools are the processes of workloads in a partition",
+            problem="there is none of this name or UUID: pools are the VMs and processes of workloads in a partition",
             fix="memsculpt pools lists them",
         )
 
     def _reshape(self, known: _Known, extents: Extents, now_s: float) -> None:
         self._flush(known, now_s)
-        ranges = profile.pool_ranges(extents)
-        pool = Pool(id=known.id, workload=known.workload, process=known.process, ranges=ranges)
+        ranges, is_guest = profile.pool_ranges(extents), self._guests.is_guest(known.process)
+        if is_guest:
+            ranges = self._guests.ranges(known.process, ranges)
+        pool = Pool(id=known.id, workload=known.workload, process=known.process, ranges=ranges, is_guest=is_guest)
         blocks = known.blocks
         known.blocks = profile.begin_blocks(pool, now_s) if blocks is None else profile.move_blocks(blocks, pool)
 
     def _refusal(self, known: _Known, request: SculptRequest, observation: Observation) -> str:
         """Return why nothing is done, "" where something may be."""
+        if why := self._guests.refusal(known.process, type(request)):
+            return why
         left_s = known.refused_until_s.get(type(request), -math.inf) - observation.time_s
         if left_s > 0.0:
             return f"the last one did not pay; refused for another {left_s:.0f} s"
@@ -461,7 +482,10 @@ class Sculpting:
         """Count as gone no more than is in swap still."""
         processes = observation.processes
         for known in self._known.values():
-            if known.gone_bytes:
+            if known.gone_bytes and known.blocks is not None and self._guests.is_shared(known.process):
+                swapped = int(known.blocks.swapped.sum(dtype=np.int64)) * PAGE_BYTES
+                known.gone_bytes = min(known.gone_bytes, swapped)
+            elif known.gone_bytes:
                 is_it = (processes.pids == known.process.pid) & (processes.start_ticks == known.process.start_ticks)
                 known.gone_bytes = min(known.gone_bytes, int(processes.swapped_bytes[is_it].sum()))
 
@@ -623,7 +647,7 @@ class Sculpting:
         if known.blocks is not None:
             first, second, third, fourth = (known.blocks.zone_bytes(zone) for zone in Zone)
             zones = (first, second, third, fourth)
-        return replace(known.stats, pool=known.id, zone_bytes=zones)
+        return replace(known.stats, pool=known.id, zone_bytes=zones, guest=self._guests.told(known.process))
 
 
 def _asked_bytes(request: SculptRequest) -> int:

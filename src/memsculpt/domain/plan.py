@@ -72,6 +72,7 @@ class Reclaim:
     cgroup: CgroupPath
     size_bytes: int
     reason: Reason
+    only_cache: bool = False  # page cache alone: nothing goes to swap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +244,7 @@ class Abilities:
     page_out: bool = True
     page_in: bool = True
     reclaim: bool = True
+    drop_cache: bool = True  # page cache alone can be reclaimed from a cgroup: also on v1, by a brief limit
     limits: bool = True
     gather: bool = True  # pages of another process in huge pages
     groups: bool = True  # cgroups can be made and processes moved

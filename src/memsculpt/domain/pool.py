@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pools and their blocks: the memory of one process that may be sculpted, and what is known of each granule of it.
+"""Pools and their blocks: the memory of one process or one VM that may be sculpted, and what is known of each granule.
 
 A pool of 24 GiB is 393,216 blocks of 64 KiB: what is kept of a block is small numbers in columns (31 bytes, 12 MiB for
 that pool), and its address follows from its place.
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from memsculpt.domain.arrays import Bool, Float64, Int64, freeze_columns
 from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES
 from memsculpt.domain.phases import Coming
+from memsculpt.domain.vm import Backing, VmId, VmState
 from memsculpt.domain.workload import Instance, WorkloadId
 from memsculpt.errors import UsageError
 
@@ -60,13 +61,17 @@ class Tier(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """Address ranges of one process that may be sculpted, in blocks on borders of `block_bytes`."""
+    """Address ranges of one process that may be sculpted, in blocks on borders of `block_bytes`.
 
-    id: str  # the workload's, with "#PID" behind it where that has several processes
+    Of a VM they are the guest's RAM: all of it but the ends that are no whole block.
+    """
+
+    id: str  # the workload's (`vm:NAME` for a VM), with "#PID" behind it where that has several processes
     workload: WorkloadId
     process: Instance
     ranges: tuple[tuple[int, int], ...]  # (start, end), ascending, disjoint, on borders of blocks
     block_bytes: int = BLOCK_BYTES
+    is_guest: bool = False  # the ranges are a VM's RAM, shared memory or not, and nothing else of its process
 
     def __post_init__(self) -> None:
         size = self.block_bytes
@@ -305,10 +310,24 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuestPool:
+    """What a pool is of, where that is a VM."""
+
+    vm: VmId
+    name: str
+    backing: Backing
+    state: VmState
+    cannot: tuple[str, ...] = ()  # what cannot be done with its memory, and why
+    # Where the zones lie for the guest: [start, end) of guest-physical addresses, ascending; told when it is asked for.
+    zones: tuple[tuple[int, int, Zone], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SculptStats:
     """What a pool's sculpting came to. Faults and stalls are of the pool's process, in a second of time."""
 
     pool: str
+    guest: GuestPool | None = None
     verdict: Verdict = Verdict.NOTHING
     reason: str = ""  # why, with figures
     zone_bytes: tuple[int, int, int, int] = (0, 0, 0, 0)  # by Zone

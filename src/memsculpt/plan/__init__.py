@@ -27,6 +27,7 @@ from memsculpt.plan.sculpt import (
     weigh_cold,
 )
 from memsculpt.plan.sculpt import joined as joined_ranges
+from memsculpt.plan.sharing import SharingRules, SharingState, SharingView, after_sharing, choose_sharing
 from memsculpt.plan.situation import room_below_limit_bytes
 from memsculpt.plan.state import Balloon, PlannerState
 
@@ -39,14 +40,19 @@ __all__ = [
     "PrefetchChoice",
     "PrefetchOutcome",
     "SculptRules",
+    "SharingRules",
+    "SharingState",
+    "SharingView",
     "Standing",
     "after_asking",
+    "after_sharing",
     "answer_request",
     "choose",
     "choose_cold",
     "choose_due",
     "choose_hot",
     "choose_prefetch",
+    "choose_sharing",
     "explain_action",
     "explain_grant",
     "explain_plan",

@@ -15,7 +15,19 @@ from memsculpt.domain.plan import Action, CreateCgroup, Division, MoveProcess, P
 from memsculpt.domain.pool import PoolSummary
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Settings
-from memsculpt.plan import balloons, coming, limits, memory, partitions, placement, prefetch, reclaim, situation, zones
+from memsculpt.plan import (
+    balloons,
+    coming,
+    limits,
+    memory,
+    partitions,
+    placement,
+    prefetch,
+    reclaim,
+    situation,
+    trim,
+    zones,
+)
 from memsculpt.plan.growth import Growth, growth_of
 from memsculpt.plan.partitions import Sizes
 from memsculpt.plan.situation import Situation
@@ -75,6 +87,7 @@ def choose(
     gathered = zones.gather_hot(now, planner, taken, pools, settings)
     if holds_still:
         taken = replace(taken, actions=(), by_workload_bytes=taken.by_workload_bytes * 0)
+    trimmed = trim.trim(now, planner, observation, profiles, settings, holds_still=holds_still)
     budgets = limits.set_budgets(now, planner, sizes, growth, taken.size_bytes, settings, holds_still=holds_still)
     by_phases = coming.known_by_phases(pools)
     limit = budgets.planned_bytes
@@ -89,6 +102,7 @@ def choose(
     actions: tuple[Action, ...] = (
         *ballooned.lowered,
         *taken.actions,
+        *trimmed.actions,
         *budgets.lowered,
         *budgets.raised,
         *ballooned.raised,
@@ -108,12 +122,14 @@ def choose(
         protections=brought.protections,
         placed=placed.placed,
         balloons=ballooned.known,
+        kept=trimmed.kept,
         pending=planner.pending if holds_still else (),
     )
     held_back = (
         *_backoff(corrections, now),
         *ballooned.held_back,
         *taken.held_back,
+        *trimmed.held_back,
         *budgets.held_back,
         *brought.held_back,
         *arriving.held_back,

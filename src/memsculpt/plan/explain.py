@@ -26,15 +26,15 @@ from memsculpt.domain.units import format_bytes, format_duration_s
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _LIMIT_NAMES = {LimitKind.GUARANTEE: "guarantee", LimitKind.LIMIT: "limit", LimitKind.HARD: "hard limit"}
-_SCULPTS = {
-    HotZone: ("gather", "hot blocks"),
-    ColdZone: ("send out", "cold blocks"),
-    Prefetch: ("bring back", "what a phase uses"),
-}
 _SHARING = {
     SharingStep.MERGE: "merge identical pages",
     SharingStep.PAUSE: "pause merging",
     SharingStep.END: "end merging and take apart what is merged",
+}
+_SCULPTS = {
+    HotZone: ("gather", "hot blocks"),
+    ColdZone: ("send out", "cold blocks"),
+    Prefetch: ("bring back", "what a phase uses"),
 }
 _ANSWERS = {
     Answer.ENOUGH: "granted, there is room",
@@ -80,7 +80,8 @@ def _what(action: Action) -> str:
         does, what = _SCULPTS[type(action.request)]
         return f"{action.workload}: {does} {format_bytes(action.size_bytes)} of {what} of pool {action.pool}"
     if isinstance(action, Reclaim):
-        return f"{action.cgroup}: reclaim {format_bytes(action.size_bytes)}"
+        of_what = " of page cache" if action.only_cache else ""
+        return f"{action.cgroup}: reclaim {format_bytes(action.size_bytes)}{of_what}"
     if isinstance(action, CreateCgroup):
         return f"{action.partition}: create cgroup {action.cgroup}"
     if isinstance(action, MoveProcess):

@@ -44,7 +44,8 @@ def refreshed(planner: PlannerState, observation: Observation, profiles: Profile
 
 def after(planner: PlannerState, actions: tuple[object, ...], observation: Observation) -> PlannerState:
     """Return the state with what this plan spends taken off its budgets."""
-    out = sum(action.size_bytes for action in actions if isinstance(action, PageOut | Reclaim))
+    out = sum(action.size_bytes for action in actions if isinstance(action, PageOut))
+    out += sum(each.size_bytes for each in actions if isinstance(each, Reclaim) and not each.only_cache)
     sculpts = [action for action in actions if isinstance(action, SculptPool)]
     out += sum(action.leaving_bytes for action in sculpts)
     back = sum(action.size_bytes for action in actions if isinstance(action, PageIn))

@@ -199,6 +199,7 @@ def partition_columns(planner: PlannerState, settings: Settings) -> PartitionCol
         ceiling_bytes=_ints([_most_bytes(partition) for partition in source]),
         promised_bytes=_ints([partition.guarantee_bytes for partition in source]),
         is_fixed=np.array([partition.kind is Kind.FIXED for partition in source], dtype=np.bool_),
+        is_trimmed=np.array([partition.trim for partition in source], dtype=np.bool_),
         weights=np.array([partition.priority for partition in source], dtype=np.float64),
         giving_order=_ints(by_weight),
     )

@@ -4,8 +4,9 @@
 from memsculpt.profile.blocks import begin as begin_blocks
 from memsculpt.profile.blocks import moved_to as move_blocks
 from memsculpt.profile.blocks import ranges_of as pool_ranges
+from memsculpt.profile.blocks import ranges_of_zone, ranges_within, with_flag, with_left, with_zone
 from memsculpt.profile.blocks import update as update_blocks
-from memsculpt.profile.blocks import with_flag, with_left, with_zone
+from memsculpt.profile.duplicates import begin_sweep, estimate_gain, salt_from, see_again, take_in, to_see_again
 from memsculpt.profile.heat import merged as merged_touches
 from memsculpt.profile.phase_outlook import calm_until_s, look_interval_s
 from memsculpt.profile.phase_outlook import predict as predict_phases
@@ -39,11 +40,13 @@ __all__ = [
     "absorb_faults",
     "absorb_looks",
     "begin_blocks",
+    "begin_sweep",
     "blocks_seen",
     "calm_until_s",
     "choose_fault_rates",
     "choose_looks",
     "cost_of_looks",
+    "estimate_gain",
     "estimate_growth",
     "joined_blocks",
     "knows_growth",
@@ -53,8 +56,14 @@ __all__ = [
     "page_owners",
     "pool_ranges",
     "predict_phases",
+    "ranges_of_zone",
+    "ranges_within",
+    "salt_from",
+    "see_again",
     "summarize_growth",
     "summarize_heat",
+    "take_in",
+    "to_see_again",
     "update",
     "update_blocks",
     "update_phases",
