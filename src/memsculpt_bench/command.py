@@ -48,6 +48,7 @@ BENCHES = {
         line="a program with working sets that take turns under a limit for one of them: six ways of bringing back",
         module="phase_rounds",
         page="memsculpt_bench.phase_report",
+        options=("part", "merge", "first_round"),
     ),
     "build": Bench(
         line="a parallel build of a C project: how little memory will do before it takes longer",
@@ -70,6 +71,11 @@ def add_command(subparsers: Subparsers) -> None:
     parser.add_argument("--rounds", type=_count, default=None, help="rounds of each arm (default 5, with --quick 1)")
     parser.add_argument("--quick", action="store_true", help="a short form for a demonstration")
     parser.add_argument("--swap", choices=("zram", "disk", "both"), default="both", help="isolation: what swap is on")
+    parser.add_argument("--part", action="append", help="phases: only this part, and then others named likewise")
+    parser.add_argument("--first-round", type=_count, default=1, help="phases: number of the first round (its seed)")
+    parser.add_argument(
+        "--merge", type=Path, nargs="+", default=None, help="phases: run nothing, put these --json results together"
+    )
     parser.add_argument("--html", type=Path, default=None, help="write a self-contained page with plots")
     parser.add_argument("--keep", type=Path, default=None, help="build: write each run to this file, or go on from it")
     parser.add_argument("--stop-after", type=_count, default=None, help="build: begin no run after so many seconds")

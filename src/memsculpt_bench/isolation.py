@@ -234,6 +234,7 @@ class Agent:
     """The agent in apply mode on the lab, as a user would start it."""
 
     def __init__(self, config: str, folder: Path) -> None:
+        """Start it with a configuration that has its socket in `folder`."""
         self.config = folder / "memsculpt.toml"
         self.config.write_text(config)
         self._log = folder / "agent.log"

@@ -18,10 +18,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from memsculpt import act, forecast, learn, plan, profile
+from memsculpt.agent.ballooning import Ballooning, notes_of
 from memsculpt.agent.foresight import Foresight
 from memsculpt.agent.growth_watch import GrowthWatch
 from memsculpt.agent.refitting import Refitting
 from memsculpt.agent.sculpting import Sculpting
+from memsculpt.agent.sharing import Sharing
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.growth import GrowthSample, GrowthSummary
 from memsculpt.domain.heat import WorkloadHeat
@@ -79,6 +81,7 @@ class Agent:
         gate: longterm.Gate | None = None,
         refitting: Refitting | None = None,
         looks_beside: bool = False,
+        sharing_seat: act.SharingSeat | None = None,
     ) -> None:
         self._host = host
         self._settings = settings
@@ -92,6 +95,8 @@ class Agent:
         self._sensor = act.Sensor(host, settings.interval_s if looks_beside else 0.0)
         self._touch_cost_s: float | None = None
         self._sculpting = Sculpting(host, settings)
+        self._ballooning = Ballooning(settings, self._sculpting)
+        self._sharing = Sharing(host, settings, seat=sharing_seat)
         self._growth = GrowthWatch(host, settings, beside=looks_beside)
         self._forecaster = forecast.Forecaster()
         if self._foresight is not None:
@@ -174,7 +179,12 @@ class Agent:
             settings,
             pools=self._sculpting.summaries(observation),
         )
+        self._ballooning.follow(observation, self._planner.balloons, self._journal, may_act=self._may_act())
+        chosen = self._sharing.choose(chosen, observation)
         applied = self._carry_out(observation, chosen)
+        self._sharing.note(applied)
+        if self._planner.balloons:
+            self._planner = replace(self._planner, balloons=plan.after_asking(self._planner.balloons, applied))
         self._watch_created(applied)
         for asked, grant in answered:
             asked.answer.set_result(grant)
@@ -212,6 +222,7 @@ class Agent:
         self._sensor.close()
         self._growth.close(_ending())
         self._sculpting.close(may_act=self._may_act())
+        self._sharing.close()
         if self._foresight is not None:
             self._foresight.close(self.report.observation, self._forecaster)
         while self._asked:
@@ -358,6 +369,7 @@ class Agent:
             forecasts=forecasts,
             outlooks=tuple(forecasts.outlooks.values()),
             pools=self._sculpting.pools(),
+            sharing=self._sharing.report,
             plan=chosen,
             planned=applied,
             applied=tuple(self._recent),
@@ -371,6 +383,8 @@ class Agent:
 
     def _notes(self, observation: Observation) -> tuple[str, ...]:
         notes = list(observation.notes)
+        if observation.vms and self.report.profiles is not None:
+            notes.extend(notes_of(observation, self.report.profiles))
         if self.report.heat is not None:
             notes.extend(self.report.heat.notes)
         if self.report.growth is not None:

@@ -15,8 +15,8 @@ from memsculpt.domain.plan import Action, CreateCgroup, Division, MoveProcess, P
 from memsculpt.domain.pool import PoolSummary
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Settings
+from memsculpt.plan import balloons, limits, memory, partitions, placement, prefetch, reclaim, situation, trim, zones
 from memsculpt.plan import growth as growing
-from memsculpt.plan import limits, memory, partitions, placement, prefetch, reclaim, situation, trim, zones
 from memsculpt.plan.growth import Growth
 from memsculpt.plan.partitions import Sizes
 from memsculpt.plan.situation import Situation
@@ -70,6 +70,9 @@ def choose(
     outlook = look_ahead(planner, observation, profiles, forecasts, corrections, settings)
     planner, now, sizes, growth = outlook.planner, outlook.now, outlook.sizes, outlook.growth
     holds_still = corrections.backoff_until_s > now.now_s
+    ballooned = balloons.set_balloons(
+        now, planner, observation, profiles, sizes, growth, settings, holds_still=holds_still
+    )
     taken = reclaim.free_ahead(now, planner, observation, profiles, sizes, growth, settings)
     taken = zones.send_cold(now, planner, observation, sizes, growth, taken, pools, settings)
     gathered = zones.gather_hot(now, planner, taken, pools, settings)
@@ -85,10 +88,12 @@ def choose(
         gathered = ()
     pending = () if holds_still else planner.pending
     actions: tuple[Action, ...] = (
+        *ballooned.lowered,
         *taken.actions,
         *trimmed.actions,
         *budgets.lowered,
         *budgets.raised,
+        *ballooned.raised,
         *placed.created,
         *(action for action in pending if isinstance(action, CreateCgroup)),
         *placed.moved,
@@ -104,10 +109,12 @@ def choose(
         protections=brought.protections,
         placed=placed.placed,
         kept=trimmed.kept,
+        balloons=ballooned.known,
         pending=planner.pending if holds_still else (),
     )
     held_back = (
         *_backoff(corrections, now),
+        *ballooned.held_back,
         *taken.held_back,
         *trimmed.held_back,
         *budgets.held_back,

@@ -6,6 +6,7 @@ from memsculpt.profile.blocks import moved_to as move_blocks
 from memsculpt.profile.blocks import ranges_of as pool_ranges
 from memsculpt.profile.blocks import update as update_blocks
 from memsculpt.profile.blocks import with_flag, with_left, with_zone
+from memsculpt.profile.duplicates import begin_sweep, estimate_gain, salt_from, see_again, take_in, to_see_again
 from memsculpt.profile.recording import Recorder
 from memsculpt.profile.sampled_growth import estimate as estimate_growth
 from memsculpt.profile.sampled_growth import owners as page_owners
@@ -29,15 +30,21 @@ __all__ = [
     "absorb_faults",
     "absorb_looks",
     "begin_blocks",
+    "begin_sweep",
     "choose_fault_rates",
     "choose_looks",
+    "estimate_gain",
     "estimate_growth",
     "knows_growth",
     "move_blocks",
     "page_owners",
     "pool_ranges",
+    "salt_from",
+    "see_again",
     "summarize_growth",
     "summarize_heat",
+    "take_in",
+    "to_see_again",
     "update",
     "update_blocks",
     "with_flag",

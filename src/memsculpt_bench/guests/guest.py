@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from memsculpt_bench.guests import image
 
@@ -70,10 +70,18 @@ class Machine:
         ]
 
 
+class Bootable(Protocol):
+    """What a guest can be made of."""
+
+    def command(self, folder: Path, shell_fd: int) -> list[str]:
+        """Return what starts it: logs go to `folder`, the guest's shell talks over the socket `shell_fd`."""
+        ...
+
+
 class Guest:
     """A booted machine; use it as a context manager, at whose end it is gone in any case."""
 
-    def __init__(self, machine: Machine, folder: Path) -> None:
+    def __init__(self, machine: Bootable, folder: Path) -> None:
         self.machine = machine
         self.folder = folder
         self.boot_s = 0.0
@@ -96,7 +104,7 @@ class Guest:
                     pass_fds=(theirs.fileno(),),
                     env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "TMPDIR": str(self.folder)},
                 )
-            self._read_until(re.compile(rb"GUEST-READY [\d.]+\n"), "boot", BOOT_TIMEOUT_S)
+            self.wait_ready()
         except BaseException:
             self.close()
             raise
@@ -117,6 +125,10 @@ class Guest:
         shell, self._shell = self._shell, None
         if shell is not None:
             shell.close()
+
+    def wait_ready(self) -> None:
+        """Wait until the shell greets. Raises GuestError."""
+        self._read_until(re.compile(rb"GUEST-READY [\d.]+\n"), "boot", BOOT_TIMEOUT_S)
 
     @property
     def pid(self) -> int:
