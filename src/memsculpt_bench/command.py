@@ -28,7 +28,7 @@ class Bench:
 
 BENCHES = {
     "isolation": Bench(
-        line="a cache beside two analytic jobs under one limit: five ways of managing memory",
+        line="a cache beside two analytic jobs under one limit: ways of managing memory",
         module="isolation_rounds",
         page="memsculpt_bench.isolation_report",
         options=("swap",),

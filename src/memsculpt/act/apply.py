@@ -29,7 +29,7 @@ from memsculpt.domain.plan import (
     SetLimit,
     SetSharing,
 )
-from memsculpt.domain.pool import ColdZone
+from memsculpt.domain.pool import ColdZone, HotZone, Prefetch
 from memsculpt.domain.units import format_bytes
 from memsculpt.domain.workload import CgroupPath
 from memsculpt.errors import JournalUnwritable, Refused, Transient, Unavailable, Vanished
@@ -187,15 +187,24 @@ class _Run:
         if self._sculptor is None:
             self._count_failure(action)
             return _Done(status=Status.FAILED, problem="there is no sculptor here")
-        is_cold = isinstance(action.request, ColdZone)
-        granted_bytes = self._budget.grant_page_out(action.size_bytes) if is_cold else action.size_bytes
+        granted_bytes = self._granted_sculpt(action)
         if granted_bytes <= 0:
             self._count_failure(action)
-            return _Done(status=Status.FAILED, problem="this second's budget for paging out (or the swap's) is spent")
+            return _Done(status=Status.FAILED, problem="this second's budget for paging (or the swap's) is spent")
         done = self._sculptor(action, granted_bytes)
-        if is_cold:
-            self._journal.count_pages(out_bytes=done.moved_bytes)
-            self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=done.moved_bytes)
+        match action.request:
+            case ColdZone():
+                self._journal.count_pages(out_bytes=done.moved_bytes)
+                self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=done.moved_bytes)
+            case Prefetch():
+                self._journal.count_pages(out_bytes=done.left_bytes, in_bytes=done.moved_bytes)
+                # Nobody else counts on what leaves for it.
+                self._budget.paged_out(asked_bytes=0, done_bytes=done.left_bytes)
+                self._budget.paged_in(
+                    asked_bytes=action.size_bytes, granted_bytes=granted_bytes, done_bytes=done.moved_bytes
+                )
+            case HotZone():
+                pass
         if done.moved_bytes <= 0:
             return _Done(status=Status.FAILED, cpu_s=done.cpu_s, problem=done.reason)
         complete = done.moved_bytes > action.size_bytes - ROUNDING_BYTES
@@ -205,6 +214,18 @@ class _Run:
             cpu_s=done.cpu_s,
             problem="" if complete else done.reason,
         )
+
+    def _granted_sculpt(self, action: SculptPool) -> int:
+        match action.request:
+            case ColdZone():
+                return self._budget.grant_page_out(action.size_bytes)
+            case Prefetch():
+                # What there is no budget for to leave makes no room.
+                leaving_bytes = self._budget.grant_page_out(action.leaving_bytes)
+                fits_bytes = action.size_bytes - (action.leaving_bytes - leaving_bytes)
+                return self._budget.grant_page_in(fits_bytes)
+            case HotZone():
+                return action.size_bytes
 
     def _reclaim(self, action: Reclaim, origin: Origin) -> _Done:
         """Reclaim from a cgroup; on v1 the host does it by a brief step of the limit, so the limit is journalled."""

@@ -26,11 +26,11 @@ from memsculpt.agent.sculpting import Sculpting
 from memsculpt.agent.sharing import Sharing
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.growth import GrowthSample, GrowthSummary
-from memsculpt.domain.heat import WorkloadHeat
+from memsculpt.domain.heat import LookAt, LookKind, WorkloadHeat
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Applied, Status
 from memsculpt.domain.plan import Abilities, CreateCgroup, Grant, Plan, Request
-from memsculpt.domain.pool import SculptRequest, SculptStats
+from memsculpt.domain.pool import PoolSummary, SculptRequest, SculptStats
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.report import CapabilityFact, Report
 from memsculpt.domain.settings import Mode, PartitionSettings, Settings
@@ -169,7 +169,8 @@ class Agent:
         warmth = self._sense(observation, profiles)
         self._growth.answer(observation.time_s)
         self._sculpt(observation)
-        answered = self._answer(observation, profiles, forecasts)
+        pools = self._sculpting.summaries(observation)
+        answered = self._answer(observation, profiles, forecasts, pools)
         self._planner, chosen = plan.choose(
             self._planner,
             observation,
@@ -177,7 +178,7 @@ class Agent:
             forecasts,
             self._corrections,
             settings,
-            pools=self._sculpting.summaries(observation),
+            pools=pools,
         )
         self._ballooning.follow(observation, self._planner.balloons, self._journal, may_act=self._may_act())
         chosen = self._sharing.choose(chosen, observation)
@@ -262,7 +263,13 @@ class Agent:
         self._settings = replace(self._settings, mode=Mode.OBSERVE)
         self.report = replace(self.report, mode=Mode.OBSERVE)
 
-    def _answer(self, observation: Observation, profiles: Profiles, forecasts: Forecasts) -> list[tuple[_Asked, Grant]]:
+    def _answer(
+        self,
+        observation: Observation,
+        profiles: Profiles,
+        forecasts: Forecasts,
+        pools: tuple[PoolSummary, ...],
+    ) -> list[tuple[_Asked, Grant]]:
         """Answer what was asked since the tick before; the grants' actions join this tick's plan."""
         answered: list[tuple[_Asked, Grant]] = []
         while self._asked:
@@ -271,7 +278,7 @@ class Agent:
                 continue  # who asked has given up; from here on it cannot be cancelled any more
             self._answering.append(asked)
             self._planner, grant = plan.answer_request(
-                self._planner, asked.request, observation, profiles, forecasts, self._settings
+                self._planner, asked.request, observation, profiles, forecasts, self._settings, pools=pools
             )
             answered.append((asked, grant))
         return answered
@@ -288,6 +295,7 @@ class Agent:
         looked = self._sensor.collect()
         self._sculpting.absorb(looked)
         self._sensing = profile.absorb_looks(self._sensing, looked, touch_cost_s=self._touch_cost_s)
+        self._look_at_whole_pools(observation, self._touch_cost_s)
         rest_ratio = self._rest_ratio(observation.time_s) + self._growth.spent_ratio
         self._sensing, tasks = profile.choose_looks(
             self._sensing,
@@ -299,6 +307,23 @@ class Agent:
         )
         self._sensor.start(tasks)
         return profile.summarize_heat(self._sensing, source=self._sensor.source, now_s=observation.time_s)
+
+    def _look_at_whole_pools(self, observation: Observation, touch_cost_s: float) -> None:
+        """Look at the pools whose phases are learnt, which pay for it themselves."""
+        for process, is_changed in self._sculpting.wanted(observation):
+            if is_changed:
+                surveyed = self._sensor.look((LookAt(kind=LookKind.SURVEY, process=process),))
+                self._sculpting.absorb(surveyed)
+                self._sensing = profile.absorb_looks(
+                    self._sensing, surveyed, touch_cost_s=touch_cost_s, is_budgeted=False
+                )
+            looked = self._sensor.look(profile.whole_looks(self._sensing, process))
+            if looked:
+                self._sensing = profile.absorb_looks(
+                    self._sensing, looked, touch_cost_s=touch_cost_s, is_budgeted=False
+                )
+                cost_s = profile.cost_of_looks(looked, touch_cost_s)
+                self._sculpting.see(process, looked, observation, cost_s)
 
     def _sculpt(self, observation: Observation) -> None:
         """Take back what did not pay, and do what was asked."""

@@ -5,11 +5,12 @@ A guest's figures are the guest's word: virtio says -1 (2^64 - 1) for what it do
 from saying anything else. `guest_memory` lets through what can be true, and nothing beside it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
 
+from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES
 from memsculpt.domain.workload import Instance, WorkloadId
 
 VmId = NewType("VmId", str)
@@ -125,6 +126,54 @@ class GuestRam:
             else:
                 joined.append((one.host_start, one.host_start + one.size_bytes))
         return tuple(joined)
+
+    def guest_ranges(self, host_ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        """Return where ranges of QEMU's address space lie for the guest, ascending, neighbours joined."""
+        found = sorted(
+            (
+                one.guest_start + max(start - one.host_start, 0),
+                one.guest_start + min(end - one.host_start, one.size_bytes),
+            )
+            for start, end in host_ranges
+            for one in self.ranges
+            if start < one.host_start + one.size_bytes and one.host_start < end
+        )
+        joined: list[tuple[int, int]] = []
+        for start, end in found:
+            if joined and joined[-1][1] == start:
+                joined[-1] = (joined[-1][0], end)
+            else:
+                joined.append((start, end))
+        return tuple(joined)
+
+    @property
+    def is_shared(self) -> bool:
+        """Tell whether other processes may map it too, so that its file and not QEMU's page tables knows what left."""
+        return self.backing is not Backing.PRIVATE
+
+    @property
+    def why_not_moved(self) -> str:
+        """Return why none of it can leave or come back, "" where it can."""
+        if self.backing is Backing.HUGETLB or self.page_bytes > PAGE_BYTES:
+            return "it is huge TLB memory, which the kernel neither swaps nor rearranges"
+        return ""
+
+    @property
+    def why_not_gathered(self) -> str:
+        """Return why it cannot be gathered in huge pages, "" where it can.
+
+        A huge page of shared memory lies on borders of 2 MiB in its file and in the address space (mm/khugepaged.c).
+        QEMU maps memfd wherever there is room and has no option for it; private memory, and a file with align=2M, lie
+        right.
+        """
+        if self.why_not_moved:
+            return self.why_not_moved
+        if self.is_shared and any((one.host_start - one.guest_start) % REGION_BYTES for one in self.ranges):
+            return (
+                f"its memory ({self.backing.value}) begins off a border of 2 MiB, where no huge page fits; "
+                "memory-backend-ram, or memory-backend-file with align=2M, lies on one"
+            )
+        return ""
 
     def host_address(self, guest_address: int) -> int | None:
         """Return where a guest-physical address lies in QEMU; None where there is no RAM."""

@@ -123,9 +123,21 @@ class Sculptor(Protocol):
     """Rearranges chosen ranges of another process's private memory; contents never change.
 
     Ranges are address ranges (start, end), ascending and disjoint. What of them is not mapped, shared, a file's,
-    locked or not writable is left alone and told by cause. Every method raises Vanished when the process has ended,
-    also in the middle, and Unavailable where the kernel denies it.
+    locked or not writable is left alone and told by cause; the RAM of a guest that is known is moved also where it is
+    shared memory. Every method raises Vanished when the process has ended, also in the middle, and Unavailable where
+    the kernel denies it.
     """
+
+    def know_guest(self, ram: GuestRam) -> None:
+        """Let a guest's RAM be moved, and looked at by `open_pages`, also where it is shared memory.
+
+        Holds until `forget_guest`, for readers that are open already as well; a later one of the process replaces it.
+        """
+        ...
+
+    def forget_guest(self, process: Instance) -> None:
+        """Leave the process's shared memory alone again; one that is not known is no error."""
+        ...
 
     def collapse(self, process: Instance, ranges: Ranges, holes_most_bytes: int = 0) -> Sculpted:
         """Gather the regions of 2 MiB that lie wholly in the ranges in huge pages.

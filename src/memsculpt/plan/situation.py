@@ -382,6 +382,23 @@ def _host_stall_ratio(planner: PlannerState, observation: Observation) -> float:
     return max(stalled_s - before_s, 0.0) / elapsed_s if elapsed_s > 0.0 else 0.0
 
 
+def room_below_limit_bytes(observation: Observation, workload: WorkloadId, settings: Settings) -> int:
+    """Return how much more a workload may hold now: below its cgroup's limit, the capacity, and what is available."""
+    memory, workloads = observation.memory, observation.workloads
+    inside = np.array([name is not None for name in workloads.partitions], np.bool_)
+    held = (workloads.resident_bytes + workloads.kernel_bytes - workloads.reclaimable_bytes)[inside]
+    planned = int(settings.capacity_of(memory.total_bytes) * (1.0 - settings.plan.margin_ratio))
+    room = int(memory.available_bytes - memory.total_bytes * settings.plan.margin_ratio)
+    room = min(room, planned - int(np.maximum(held, 0).sum()))
+    if workload in workloads.ids:
+        row = workloads.ids.index(workload)
+        for state in observation.cgroups:
+            if state.cgroup == workloads.cgroups[row]:
+                limit = min(state.limit_bytes, state.hard_limit_bytes)
+                room = min(room, limit - state.used_bytes + int(workloads.reclaimable_bytes[row]))
+    return max(room, 0)
+
+
 def level_column(levels: Sequence[float], level: float) -> int:
     """Return the first level (or horizon) that is at least `level`, else the highest."""
     return next((column for column, each in enumerate(levels) if each >= level), len(levels) - 1)

@@ -61,14 +61,6 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """How much page cache a trimmed cgroup is left, and the reading that this was learnt up to."""
-
-    cache_bytes: float
-    refaults_count: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Balloon:
     """What is known of one VM's balloon. `most_bytes` is the operator's word: nobody is given more than that."""
 
@@ -85,6 +77,14 @@ class Balloon:
     is_given_back: bool = False  # somebody, or the guest, took back memory that we had asked for
     pressed_at_s: float = float("-inf")  # when the guest was last short
     foreign_at_s: float = float("-inf")  # when somebody else last moved it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """How much page cache a trimmed cgroup is left, and the reading that this was learnt up to."""
+
+    cache_bytes: float
+    refaults_count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

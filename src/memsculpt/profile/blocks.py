@@ -9,6 +9,7 @@ Pages have ages, in looks. For each class of ages it is counted how many pages w
 of them were touched: how likely a page is to return that has been idle so long. That is what a page-out will cost.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -45,6 +46,26 @@ def ranges_of(extents: Extents) -> tuple[tuple[int, int], ...]:
     starts = extents.regions[np.concatenate(([0], breaks + 1))]
     ends = extents.regions[np.concatenate((breaks, [len(extents.regions) - 1]))] + REGION_BYTES
     return tuple(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def ranges_within(
+    ranges: Sequence[tuple[int, int]], areas: Sequence[tuple[int, int]], block_bytes: int = BLOCK_BYTES
+) -> tuple[tuple[int, int], ...]:
+    """Return what of ascending `ranges` lies in `areas`, in whole blocks; areas that touch are one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(areas):
+        if joined and joined[-1][1] >= start:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    found: list[tuple[int, int]] = []
+    for start, end in ranges:
+        for low, high in joined:
+            first = -(-max(start, low) // block_bytes) * block_bytes
+            last = min(end, high) // block_bytes * block_bytes
+            if first < last:
+                found.append((first, last))
+    return tuple(found)
 
 
 def begin(pool: Pool, now_s: float) -> Blocks:
@@ -132,6 +153,17 @@ def update(
     return replace(blocks, **columns, watched_page_s=watched, returned_pages=returned, interval_s=mean_s)
 
 
+def ranges_of_zone(blocks: Blocks, zone: Zone) -> tuple[tuple[int, int], ...]:
+    """Return where the blocks of a zone lie, ascending; neighbours are one."""
+    starts = blocks.addresses()[blocks.zone == zone]
+    breaks = np.flatnonzero(np.diff(starts) > blocks.pool.block_bytes)
+    if not len(starts):
+        return ()
+    firsts = starts[np.concatenate(([0], breaks + 1))]
+    ends = starts[np.concatenate((breaks, [len(starts) - 1]))] + blocks.pool.block_bytes
+    return tuple(zip(firsts.tolist(), ends.tolist(), strict=True))
+
+
 def with_zone(blocks: Blocks, rows: Int64 | Bool | slice, zone: Zone) -> Blocks:
     """Return the blocks with some of them in a zone."""
     changed = blocks.zone.copy()
@@ -174,6 +206,7 @@ _COLUMNS = (
 def _by_block(blocks: Blocks, touches: Touches, rows: slice) -> tuple[UInt16, UInt16, Bool, UInt16]:
     """Return (present, swapped, is huge, which parts were touched) of the blocks of `rows`."""
     starts, present, swapped, huge, pages, ours = _small_rows(touches)
+    ours |= blocks.pool.is_guest  # a VM's ranges are its RAM, whatever that is made of
     where = blocks.rows_of(starts) - rows.start
     count = rows.stop - rows.start
     inside = (where >= 0) & (where < count) & ours

@@ -85,6 +85,7 @@ class Guest:
         self.machine = machine
         self.folder = folder
         self.boot_s = 0.0
+        self.inherited: tuple[int, ...] = ()  # descriptors that QEMU gets beside the shell's
         self._process: subprocess.Popen[bytes] | None = None
         self._shell: socket.socket | None = None
         self._received = b""
@@ -101,7 +102,7 @@ class Guest:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(), *self.inherited),
                     env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "TMPDIR": str(self.folder)},
                 )
             self.wait_ready()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from memsculpt.host.linux import runs
 from memsculpt.host.linux.maps import parse_mappings
-from memsculpt.host.linux.sculptor import why_not
+from memsculpt.host.linux.sculpt_call import why_not
 
 MAPS = {
     "7f0000000000-7f0000200000 rw-p 00000000 00:00 0": "",

@@ -13,6 +13,7 @@ from memsculpt.domain.observation import Observation
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings, Settings
 from memsculpt.domain.sharing import Merging, Offerer, PageContents
+from memsculpt.domain.vm import GuestRam
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.errors import ConfigError, Refused, Unavailable, Vanished
 from memsculpt.host.bpf.tasks import TaskReader
@@ -21,6 +22,7 @@ from memsculpt.host.linux.code_places import Modules
 from memsculpt.host.linux.controller import NAME_OF_OURS, Controller
 from memsculpt.host.linux.errnos import translate
 from memsculpt.host.linux.fault_watch import LinuxFaultWatch
+from memsculpt.host.linux.guest_pages import GuestReader
 from memsculpt.host.linux.hierarchy import find_controller
 from memsculpt.host.linux.hypervisor import LinuxHypervisor
 from memsculpt.host.linux.ksm import Ksm
@@ -69,6 +71,7 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
         self._woken_early_at_s = float("-inf")
         self._made: set[CgroupPath] = set()
         self._ksm = Ksm()
+        self._guests: dict[Instance, GuestRam] = {}
         self._modules = Modules()
 
     def now_s(self) -> float:
@@ -134,7 +137,7 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
                     place=f"process {process.pid}", problem="no source of touched pages was given", fix="use open_host"
                 )
             self._page_sources[below] = self._choose_source(below)
-        return self._page_sources[below].open(process)
+        return GuestReader(self._page_sources[below].open(process), lambda: self._guests.get(process))
 
     def page_source(self) -> str:
         """Return the name of the best source, once it was chosen."""

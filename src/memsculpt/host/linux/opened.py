@@ -13,6 +13,7 @@ from memsculpt.host.linux.errnos import translate
 from memsculpt.host.linux.maps import parse_mappings
 
 READ_BYTES = 1 << 20
+KVM_GUEST = "anon_inode:kvm-vm"  # what a descriptor of a guest is called (virt/kvm/kvm_main.c)
 
 
 class OpenedProcess:
@@ -51,6 +52,29 @@ class OpenedProcess:
             os.write(descriptor, content)
         finally:
             os.close(descriptor)
+
+    def check_first_hand(self) -> None:
+        """Raise Unavailable where its page tables do not tell what it touches: where it runs a guest under KVM.
+
+        There the processor sets the accessed bits of KVM's own tables (EPT, NPT), which only those see who ask as the
+        kernel's reclaim does (mmu_notifier_clear_young): idle page tracking and DAMON. By the process's own tables all
+        of a busy guest would look idle. Raises OSError.
+        """
+        descriptors = os.open("fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.folder)
+        try:
+            for name in os.listdir(descriptors):
+                try:
+                    target = os.readlink(name, dir_fd=descriptors)
+                except FileNotFoundError:  # closed meanwhile
+                    continue
+                if target.startswith(KVM_GUEST):
+                    raise Unavailable(
+                        place=self.place,
+                        problem="runs a guest under KVM, whose touches are in KVM's own page tables",
+                        fix="a kernel with CONFIG_IDLE_PAGE_TRACKING or CONFIG_DAMON_VADDR: these ask KVM as well",
+                    )
+        finally:
+            os.close(descriptors)
 
     def resident_bytes(self) -> int:
         """Return the resident set. Raises OSError, Vanished."""

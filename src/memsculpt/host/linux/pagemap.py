@@ -37,7 +37,7 @@ PART_BYTES = 64 << 20
 PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
 # struct pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages, four masks
 SCAN_ARGUMENT = struct.Struct("=12Q")
-PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_HUGE = 1 << 3, 1 << 4, 1 << 6
+PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_PFNZERO, PAGE_IS_HUGE = 1 << 3, 1 << 4, 1 << 5, 1 << 6
 # The kernel gathers so many in a buffer of its own; where it is given room for more, it mixes them up (seen on 6.18).
 REGIONS_MOST = 512
 # A gap is read along when that is cheaper than another read.
@@ -171,6 +171,26 @@ def read_huge_runs(descriptor: int, ranges: list[tuple[int, int]]) -> Int64:
         is_huge &= (frames == first + np.arange(REGION_PAGES)).all(axis=1)
         starts = addresses[is_huge]
         return runs.joined([np.stack((starts, starts + REGION_BYTES), axis=1)])
+    return runs.joined(found)
+
+
+def read_zero_runs(descriptor: int, ranges: list[tuple[int, int]]) -> Int64:
+    """Return the runs of `ranges` where the kernel's page of zeros is mapped, which takes no memory. Raises OSError.
+
+    Memory that was only read has it, as the memory of a guest that has migrated here. None on kernels that cannot tell.
+    """
+    found: list[Int64] = []
+    regions = np.empty((REGIONS_MOST, 3), np.uint64)
+    try:
+        for start, end in ranges:
+            at = start
+            while at < end:
+                count, at = _scan(descriptor, at, end, regions, PAGE_IS_PFNZERO)
+                found.append(regions[:count, :2].astype(np.int64))
+    except OSError as error:
+        if error.errno not in NO_SCAN:
+            raise
+        return runs.NONE
     return runs.joined(found)
 
 

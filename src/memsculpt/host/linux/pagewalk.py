@@ -48,7 +48,11 @@ class WalkingSource:
         """Open a process; see the protocol."""
         opened = OpenedProcess(process)
         try:
+            opened.check_first_hand()
             return WalkingReader(self._walker.attach(process.pid), opened)
+        except OSError as error:
+            opened.close()
+            raise opened.translated(error) from error
         except Unavailable:
             opened.close()
             raise

@@ -11,57 +11,64 @@ What works from outside, found by trying (docs/methods/sculpting.md has the figu
   and without any swap it even splits a whole huge page and sends nothing, which is why it is not called then.
 - Nothing gives the zeros back that a collapse filled: MADV_DONTNEED is for one's own memory. A page-out does, in
   effect: a page of zeros takes no room in zram.
+
+Guest RAM may be shared memory (memfd, tmpfs, share=on). There (docs/methods/virtual-machines.md has the table):
+
+- Where pages are the file tells (shared_memory.py). MADV_PAGEOUT takes only what is mapped: a split huge page of shared
+  memory is in memory, but mapped no more, and so is what was read ahead. That is mapped by a read first.
+- MADV_PAGEOUT passes over what other processes map as well (a vhost-user back end).
+- MADV_COLLAPSE works where mapping and file lie on borders of 2 MiB; of a memfd of QEMU's they do not.
 """
 
 import errno
 import math
-import time
 import zlib
-from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Self
 
 import numpy as np
 
-from memsculpt.domain import pages
 from memsculpt.domain.arrays import Float64, Int64
 from memsculpt.domain.pages import REGION_BYTES
 from memsculpt.domain.pool import Tier
+from memsculpt.domain.vm import GuestRam
 from memsculpt.domain.workload import Instance
 from memsculpt.errors import Transient
-from memsculpt.host.linux import madvise, meminfo, pagemap, procfs, runs, transfer
+from memsculpt.host.linux import madvise, meminfo, pagemap, runs, transfer
 from memsculpt.host.linux.errnos import translate
-from memsculpt.host.linux.opened import OpenedProcess
 from memsculpt.host.linux.pagemap import MOVABLE, PAGE, PRESENT, SWAPPED
 from memsculpt.host.linux.pager import send_and_settle
+from memsculpt.host.linux.sculpt_call import PROC, Call
 from memsculpt.host.protocol import Frames, Ranges, Sculpted
 
-PROC = "/proc"
 # The kernel lets others in between two regions (2 to 5 ms each); a call ends so that whoever stops us need not wait.
 COLLAPSES_A_CALL = 4
 SPLITS_A_CALL = 64
-TRIES = 3  # of what the kernel could not do just now
-AGAIN = frozenset({errno.EAGAIN, errno.EINTR, errno.EBUSY})
-# The causes of the kernel's refusals of one range; every other error ends the whole call.
-CAUSES = {
-    errno.EAGAIN: "busy: pinned, or being moved by the kernel",
-    errno.EBUSY: "busy: pinned, or being moved by the kernel",
-    errno.EINTR: "interrupted",
-    errno.ENOMEM: "no contiguous memory is free, or it was unmapped, or its cgroup is at the limit",
-    errno.EINVAL: "huge pages are switched off for it, or a forked process shares it",
-    errno.EFAULT: "unmapped meanwhile",
-}
-SHARED_BY_FORK = "shared with a forked process, or pages of zeros"
+SHARED_BY_FORK = "shared with a forked process, or merged with equal pages"
+ZEROS = "the page of zeros, which takes no memory"
 STAYED = "in use, pinned or without room in the swap"
+MAPPED_TWICE = "mapped by another process as well (vhost-user), which may be using it"
+SEND_TRIES = 2
 
 
 class LinuxSculptor:
-    """Fulfils host.protocol.Sculptor; holds nothing between calls."""
+    """Fulfils host.protocol.Sculptor; holds where guests have their RAM, and nothing else, between calls."""
+
+    _guests: dict[Instance, GuestRam]
+
+    def know_guest(self, ram: GuestRam) -> None:
+        """Let a guest's RAM be moved, also where it is shared memory; see the protocol."""
+        self._guests[ram.process] = ram
+
+    def forget_guest(self, process: Instance) -> None:
+        """Leave shared memory of the process alone again; see the protocol."""
+        self._guests.pop(process, None)
+
+    def _call(self, process: Instance, ranges: Ranges) -> Call:
+        ram = self._guests.get(process)
+        return Call(process, ranges, ram.host_ranges() if ram is not None and ram.is_shared else ())
 
     def collapse(self, process: Instance, ranges: Ranges, holes_most_bytes: int = 0) -> Sculpted:
         """Gather whole regions in huge pages; see the protocol."""
-        with _Call(process, ranges) as call:
+        with self._call(process, ranges) as call:
             allowed = _whole_regions(call.allowed)
             call.leave("no whole region of 2 MiB in one mapping", runs.size_of(call.allowed) - runs.size_of(allowed))
             huge = pagemap.read_huge_runs(call.opened.pagemap, call.listed(allowed))
@@ -72,15 +79,16 @@ class LinuxSculptor:
             is_sparse = ~is_huge & (holes > holes_most_bytes)
             call.leave("is huge already", int(is_huge.sum()) * REGION_BYTES)
             call.leave("sparse: it would be filled with zeros", int(is_sparse.sum()) * REGION_BYTES)
-            chosen = regions[~is_huge & ~is_sparse]
+            chosen = call.on_borders(regions[~is_huge & ~is_sparse])
             call.advise(chosen, madvise.MADV_COLLAPSE, COLLAPSES_A_CALL)
             after = runs.difference(pagemap.read_huge_runs(call.opened.pagemap, call.listed(chosen)), huge)
             became = runs.measure(after, chosen) == REGION_BYTES
-            return call.done(after, grown_bytes=int(holes[~is_huge & ~is_sparse][became].sum()))
+            filled = holes[np.isin(regions[:, 0], chosen[:, 0])]
+            return call.done(after, grown_bytes=int(filled[became].sum()))
 
     def split(self, process: Instance, ranges: Ranges) -> Sculpted:
         """Make huge pages small again; see the protocol."""
-        with _Call(process, ranges) as call:
+        with self._call(process, ranges) as call:
             allowed = _whole_regions(call.allowed)
             huge = pagemap.read_huge_runs(call.opened.pagemap, call.listed(allowed))
             call.leave("not a huge page", runs.size_of(call.allowed) - runs.size_of(huge))
@@ -92,23 +100,38 @@ class LinuxSculptor:
 
     def page_out_ranges(self, process: Instance, ranges: Ranges) -> Sculpted:
         """Send resident pages out; see the protocol."""
-        with _Call(process, ranges) as call:
+        with self._call(process, ranges) as call:
             room_bytes = meminfo.read_host_memory(PROC).swap_free_bytes
             if room_bytes < PAGE and len(call.wanted):
                 raise Transient(place=call.place, problem="the swap is full, or there is none", retry_in_s=10.0)
             movable = call.read(call.allowed, MOVABLE)
-            call.leave(SHARED_BY_FORK, runs.size_of(call.read(call.allowed, PRESENT)) - runs.size_of(movable))
+            zeros = pagemap.read_zero_runs(call.opened.pagemap, call.listed(call.allowed))
+            stays = runs.difference(runs.difference(call.read(call.allowed, PRESENT), movable), zeros)
+            call.leave(ZEROS, runs.size_of(zeros))
+            call.leave(MAPPED_TWICE, runs.size_of(runs.intersection(stays, call.shared)))
+            call.leave(SHARED_BY_FORK, runs.size_of(runs.difference(stays, call.shared)))
             chosen = runs.first(movable, room_bytes)
             call.leave("no room in the swap", runs.size_of(movable) - runs.size_of(chosen))
             parts = runs.split(chosen, call.borders)
             send_and_settle(process.pid, call.opened.pidfd, call.opened.pagemap, parts, PROC)
-            moved = runs.intersection(chosen, call.read(chosen, SWAPPED))
+            shared = runs.intersection(chosen, call.shared)
+            for _ in range(SEND_TRIES if len(shared) else 0):
+                # What was in memory and not mapped was passed over: mapped, it can leave.
+                left = call.read(shared, MOVABLE)
+                if not len(left):
+                    break
+                transfer.map_and_send(process.pid, call.opened.pidfd, runs.split(left, call.borders))
+            # A huge page that is split for it gives up its pages of zeros, which need not be swapped (mm/migrate.c).
+            emptied = pagemap.read_zero_runs(call.opened.pagemap, call.listed(chosen))
+            moved = runs.intersection(chosen, runs.union(emptied, call.read(chosen, SWAPPED)))
+            if len(shared):  # what was never written is not even swapped: its file makes it anew
+                moved = runs.union(moved, runs.difference(shared, call.read(shared, PRESENT)))
             call.leave(STAYED, runs.size_of(chosen) - runs.size_of(moved))
             return call.done(moved)
 
     def bring_in_ranges(self, process: Instance, ranges: Ranges) -> Sculpted:
         """Bring swapped pages back and map them; see the protocol."""
-        with _Call(process, ranges) as call:
+        with self._call(process, ranges) as call:
             chosen = call.read(call.allowed, SWAPPED)
             transfer.bring(process.pid, call.opened.pidfd, chosen, PROC)
             moved = runs.intersection(chosen, call.read(chosen, PRESENT))
@@ -117,10 +140,11 @@ class LinuxSculptor:
 
     def frames(self, process: Instance, ranges: Ranges) -> Frames:
         """Return what lies behind ranges; see the protocol."""
-        with _Call(process, ranges) as call:
+        with self._call(process, ranges) as call:
             wanted, opened = call.wanted, call.opened
+            zeros = pagemap.read_zero_runs(opened.pagemap, call.listed(wanted))
             found = Frames(
-                resident_bytes=runs.measure(call.read(wanted, PRESENT), wanted),
+                resident_bytes=runs.measure(runs.difference(call.read(wanted, PRESENT), zeros), wanted),
                 swapped_bytes=runs.measure(call.read(wanted, SWAPPED), wanted),
                 huge_bytes=runs.measure(pagemap.read_huge_runs(opened.pagemap, call.listed(wanted)), wanted),
                 longest_run_bytes=pagemap.longest_frames(opened.pagemap, call.listed(wanted)),
@@ -138,7 +162,7 @@ class LinuxSculptor:
     def packed_ratio(self, process: Instance, addresses: Int64) -> Float64:
         """Return how well pages compress; see the protocol. By zlib at its fastest, which packs a little tighter."""
         found = np.full(len(addresses), math.nan)
-        with _Call(process, ()) as call:
+        with Call(process, ()) as call:
             for row, address in enumerate(addresses.tolist()):
                 if not len(pagemap.read_entries(call.opened.pagemap, [(address, address + PAGE)], PRESENT)):
                     continue
@@ -150,132 +174,6 @@ class LinuxSculptor:
                     continue
                 found[row] = min(1.0, len(zlib.compress(content, 1)) / PAGE)
         return found
-
-
-class _Call:
-    """One call under way: the process held open, what of the ranges may be moved, and why the rest may not."""
-
-    def __init__(self, process: Instance, ranges: Ranges) -> None:
-        self.place = f"process {process.pid}"
-        self.wanted = np.array(ranges, np.int64).reshape(-1, 2)
-        self._process = process
-        self._problems: Counter[str] = Counter()
-        self._longest_call_s = 0.0
-
-    def __enter__(self) -> Self:
-        self._begin_s, self._begin_cpu_s = time.monotonic(), time.thread_time()
-        self.opened = OpenedProcess(self._process, PROC)
-        try:
-            with self._translated():
-                self.allowed, problems, self.borders = _permitted(self.opened, self.wanted)
-        except BaseException:
-            self.opened.close()
-            raise
-        self._problems.update(problems)
-        return self
-
-    def __exit__(self, _kind: object, problem: BaseException | None, _trace: object) -> None:
-        try:
-            if isinstance(problem, OSError):
-                raise self.opened.translated(problem) from problem
-        finally:
-            self.opened.close()
-
-    def listed(self, some: Int64) -> list[tuple[int, int]]:
-        """Return runs as the page map's readers take them."""
-        return [(start, end) for start, end in some.tolist()]
-
-    def read(self, some: Int64, flags: int) -> Int64:
-        """Return where in `some` the page map has the flags. Raises OSError."""
-        # A read of what lies between is cheaper than many reads.
-        wide = runs.joined([some], pagemap.GAP_BYTES)
-        return runs.intersection(some, pagemap.read_runs(self.opened.pagemap, self.listed(wide), flags))
-
-    def leave(self, cause: str, size_bytes: int) -> None:
-        """Note what was left as it is."""
-        if size_bytes > 0:
-            self._problems[cause] += size_bytes
-
-    def advise(self, chosen: Int64, advice: int, most: int) -> None:
-        """Advise range after range, at most `most` a call; note those that the kernel refuses. Raises OSError."""
-        waiting = [(start, end - start) for start, end in chosen.tolist()]
-        at, tries = 0, 0
-        while at < len(waiting):
-            begin_s = time.monotonic()
-            try:
-                advised = madvise.advise(self.opened.pidfd, waiting[at : at + most], advice)
-            except OSError as error:
-                if error.errno not in CAUSES:
-                    raise
-                tries += 1
-                if error.errno not in AGAIN or tries == TRIES:
-                    self.leave(CAUSES[error.errno], REGION_BYTES)
-                    at, tries = at + 1, 0
-                continue
-            finally:
-                self._longest_call_s = max(self._longest_call_s, time.monotonic() - begin_s)
-            tries = 0
-            while at < len(waiting) and advised >= waiting[at][1]:
-                advised -= waiting[at][1]
-                at += 1
-
-    def done(self, moved: Int64, grown_bytes: int = 0) -> Sculpted:
-        """Return what came of it. Raises Vanished where the process ended meanwhile."""
-        self.opened.check_alive()
-        return Sculpted(
-            asked_bytes=runs.size_of(self.wanted),
-            moved_bytes=runs.size_of(moved),
-            done_bytes=runs.measure(moved, self.wanted),
-            duration_s=time.monotonic() - self._begin_s,
-            cpu_s=time.thread_time() - self._begin_cpu_s,
-            longest_call_s=self._longest_call_s,
-            grown_bytes=grown_bytes,
-            problems=dict(self._problems),
-        )
-
-    @contextmanager
-    def _translated(self) -> Generator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise self.opened.translated(error) from error
-
-
-def why_not(mapping: pages.Mapping) -> str:
-    """Return why a mapping is not sculpted, "" where it is: private, writable, anonymous memory."""
-    if mapping.is_sculptable:
-        return ""
-    if mapping.is_file and mapping.name.startswith("/anon_hugepage"):
-        return "huge TLB memory"
-    if mapping.is_shared:
-        return "shared memory"
-    if mapping.is_file:
-        return "a device's" if mapping.name.startswith("/dev/") else "a file's"
-    return "a stack, or the kernel's" if mapping.is_writable else "not writable"
-
-
-def _permitted(opened: OpenedProcess, wanted: Int64) -> tuple[Int64, Mapping[str, int], list[int]]:
-    """Return what of `wanted` may be moved, cut where mappings meet, the rest by cause, the cuts. Raises OSError."""
-    by_cause: dict[str, list[tuple[int, int]]] = {"": []}
-    for one in opened.mappings():
-        by_cause.setdefault(why_not(one), []).append((one.start, one.end))
-    found = {cause: runs.intersection(wanted, runs.joined([_as_runs(some)])) for cause, some in by_cause.items()}
-    allowed = found.pop("")
-    problems = {cause: runs.size_of(some) for cause, some in found.items() if len(some)}
-    unmapped = runs.size_of(wanted) - runs.size_of(allowed) - sum(problems.values())
-    if unmapped > 0:
-        problems["not mapped"] = unmapped
-    if procfs.parse_locked_bytes(opened.read("status")) > 0:
-        locked = runs.intersection(allowed, pagemap.parse_locked(opened.read("smaps")))
-        allowed = runs.difference(allowed, locked)
-        if len(locked):
-            problems["locked"] = runs.size_of(locked)
-    borders = [start for start, _ in by_cause[""]]
-    return runs.split(allowed, borders), problems, borders
-
-
-def _as_runs(ranges: Sequence[tuple[int, int]]) -> Int64:
-    return np.array(ranges, np.int64).reshape(-1, 2)
 
 
 def _whole_regions(some: Int64) -> Int64:

@@ -40,7 +40,16 @@ class SmapsSource:
 
     def open(self, process: Instance) -> "SmapsReader":
         """Open a process; see the protocol."""
-        return SmapsReader(OpenedProcess(process))
+        opened = OpenedProcess(process)
+        try:
+            opened.check_first_hand()
+        except OSError as error:
+            opened.close()
+            raise opened.translated(error) from error
+        except Unavailable:
+            opened.close()
+            raise
+        return SmapsReader(opened)
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

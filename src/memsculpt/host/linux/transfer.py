@@ -67,6 +67,13 @@ def send_again(pidfd: int, left: Int64) -> None:
     _advise(pidfd, left, madvise.MADV_PAGEOUT, STRETCH_BYTES)
 
 
+def map_and_send(pid: int, pidfd: int, left: Int64) -> None:
+    """Map what is in memory without being mapped, and page it out. Raises OSError."""
+    for stretch in stretches_of(left, STRETCH_BYTES):
+        _touch(pid, stretch)
+        _advise(pidfd, stretch, madvise.MADV_PAGEOUT, CALL_BYTES)
+
+
 def bring(pid: int, pidfd: int, chosen: Int64, proc: str) -> int:
     """Map the runs, reading them from swap; return how many pages were read. Raises OSError."""
     if is_prompt(proc):

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings
+from memsculpt.domain.vm import GuestRam
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.errors import Refused, Transient, Unavailable, Vanished
 from memsculpt.host.protocol import Capability, LimitValue, Moved
@@ -88,6 +89,7 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor, SimulatedMerger):
         self._stalls: deque[tuple[float, float]] = deque()  # (at_s, stalled_s) within the pressure window
         self._quiet_until_s = START_S
         self._woken = threading.Event()
+        self._guests: dict[Instance, GuestRam] = {}
         self._last_readings = {}
         self._modules: dict[str, int] = {}  # of programs whose faults were watched
         self._machine.begin_lives()

@@ -9,6 +9,7 @@ import numpy as np
 from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.domain.pages import REGION_BYTES
 from memsculpt.domain.pool import Tier
+from memsculpt.domain.vm import GuestRam
 from memsculpt.domain.workload import Instance
 from memsculpt.errors import Transient
 from memsculpt.host.protocol import Frames, Ranges, Sculpted
@@ -26,6 +27,15 @@ class SimulatedSculptor:
     """Fulfils host.protocol.Sculptor. All of a simulated process's private memory lies behind HEAP_START."""
 
     _machine: Machine
+    _guests: dict[Instance, GuestRam]
+
+    def know_guest(self, ram: GuestRam) -> None:
+        """Note a guest's RAM: what cannot be done with its backing is not done. See the protocol."""
+        self._guests[ram.process] = ram
+
+    def forget_guest(self, process: Instance) -> None:
+        """Forget it; see the protocol."""
+        self._guests.pop(process, None)
 
     def _reach(self, process: Instance) -> Process:
         """Return the process; the host says how."""
@@ -44,6 +54,8 @@ class SimulatedSculptor:
             problems["no huge pages with chunks of this size"] = _size_of(ranges)
             nothing = np.zeros(memory.chunks, np.bool_)
             return self._sculpted(memory, ranges, nothing, 0, machine.costs.collapse_page_s, problems)
+        if process in self._guests and (why := self._guests[process].why_not_gathered):
+            return self._sculpted(memory, ranges, np.zeros(memory.chunks, np.bool_), 0, 0.0, {why: _size_of(ranges)})
         inside = self._inside(memory, ranges)
         whole = memory.chunks // each
         regions = np.flatnonzero(inside[: whole * each].reshape(-1, each).all(axis=1))
