@@ -198,15 +198,7 @@ class Guest:
 
         Raises GuestError where there is none here either.
         """
-        program = self.folder / source.stem
-        command = ["cc", "-O2", "-Wall", "-static", "-o", str(program), str(source)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError as error:
-            raise GuestError("programs for guests are written in C: apt install gcc") from error
-        if done.returncode:
-            raise GuestError(f"{source.name} does not compile: {done.stderr[-2000:]}")
-        self.write_file(path, program.read_bytes())
+        self.write_file(path, compiled(source, self.folder))
         self.check(f"chmod 755 {shlex.quote(path)}")
 
     def console_tail(self) -> str:
@@ -248,6 +240,19 @@ class Guest:
 
     def _error(self, problem: str) -> GuestError:
         return GuestError(f"{problem}\n{self.console_tail()}")
+
+
+def compiled(source: Path, folder: Path) -> bytes:
+    """Compile a C program for guests, which have no libraries. Raises GuestError where there is no compiler."""
+    program = folder / source.stem
+    command = ["cc", "-O2", "-Wall", "-static", "-o", str(program), str(source)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise GuestError("programs for guests are written in C: apt install gcc") from error
+    if done.returncode:
+        raise GuestError(f"{source.name} does not compile: {done.stderr[-2000:]}")
+    return program.read_bytes()
 
 
 class _Found(NamedTuple):
