@@ -20,6 +20,7 @@ BENCHES = {
     "hotzone": "what is hot is gathered in huge pages, what is sparse is not: throughput and memory",
     "cold": "how much of a program's memory can be taken before it notices",
     "phases": "a program with working sets that take turns under a limit for one of them: six ways of bringing back",
+    "sharing": "identical pages of real guests: what merging was to save and what it saved, and nothing across groups",
     "planning": "how long it takes to divide memory among 10,000 partitions",
 }
 
@@ -71,7 +72,7 @@ def _run(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
     if args.name == "forecasting":
         forecasting = importlib.import_module("memsculpt_bench.forecasting")
         return forecasting.run(rounds=rounds, quick=args.quick, say=forecasting.say_to_stderr)
-    if args.name in {"hotzone", "cold"}:
+    if args.name in {"hotzone", "cold", "sharing"}:
         zones = importlib.import_module(f"memsculpt_bench.{args.name}")
         return zones.run(rounds=rounds, quick=args.quick, say=zones.say_to_stderr)
     if args.name == "sense":
