@@ -2,9 +2,9 @@
 """bench sharing: how right the forecast of merging is, and that nothing is shared across trust groups.
 
 Real guests (QEMU's emulator): two alike in a trust group, a third one, like them, in none. Their memory holds what a
-booted kernel holds, and a file of random bytes in a tmpfs: of the two alike a part is the same; the third has all of
-that, too. Each round boots them, has memsculpt look, forecast, merge until it says that all is merged, end, and put
-everything back. Beside memsculpt's own figures stand the kernel's: pages_sharing, Pss and KSM of smaps.
+booted kernel holds, and files in a tmpfs: pages that all three have, and pages that only one has. Each round boots
+them, has memsculpt look, forecast, merge until it says that all is merged, end, and put everything back. Beside
+memsculpt's own figures stand the kernel's: pages_sharing, Pss and KSM of smaps.
 
 The figures: forecast over reached, whole and by VM; bytes of the outsider that are shared (KSM of its smaps, and its
 pages merged), at any time; settings of KSM that are not as they were found.
@@ -36,7 +36,7 @@ MIB = 1 << 20
 KSM = Path("/sys/kernel/mm/ksm")
 KNOBS = ("run", "pages_to_scan", "sleep_millisecs", "smart_scan", "advisor_mode", "use_zero_pages", "max_page_sharing")
 GUESTS = ("web-1", "web-2", "outside")
-FILE_BYTES = 24 * MIB  # of random bytes, in each guest
+FILE_BYTES = 24 * MIB  # in each guest's tmpfs
 COMMON_BYTES = 16 * MIB  # of these the same in all
 # A round is to take a minute, not an hour: looks beside each other, and a tick that watches every second instead of a
 # lease that may run out. The product's own: docs/methods/sharing.md.
@@ -159,14 +159,10 @@ def three_guests(folder: Path, *, outside_merges: bool = False) -> Generator[dic
 
 
 def fill(guest: Guest, seed: int, common_bytes: int, own_bytes: int) -> None:
-    """Give a guest random bytes in a tmpfs: some that all have, and some of its own. Of 4 KiB each, so no two alike."""
-    # A cipher over zeros would need openssl; busybox has a hash. One block of it makes a page unlike all others.
-    script = (
-        "page() { i=$2; while [ $i -lt $3 ]; do echo $1.$i; i=$((i+1)); done; }; "
-        f"page common 0 {common_bytes // 4096} | awk '{{printf \"%-4095s\\n\", $0}}' > /tmp/common; "
-        f"page own{seed} 0 {own_bytes // 4096} | awk '{{printf \"%-4095s\\n\", $0}}' > /tmp/own"
-    )
-    guest.check(script, timeout_s=120)
+    """Fill a tmpfs of a guest: pages that all have, and pages of its own; no two within a guest are alike."""
+    for name, pages in (("common", common_bytes // 4096), (f"own{seed}", own_bytes // 4096)):
+        program = f'BEGIN {{ for (i = 0; i < {pages}; i++) printf "%-4095s\\n", "{name}." i }}'
+        guest.check(f"awk '{program}' > /tmp/{name}", timeout_s=120)
 
 
 def go_on_until(
