@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole of bench isolation: what has to be tried first, the rounds, and the figures."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
@@ -9,7 +8,7 @@ from typing import Any
 
 from memsculpt_bench import contract, isolation, upkeep
 from memsculpt_bench.contract import Figure
-from memsculpt_bench.isolation import JOBS, KERNEL, MEMSCULPT, MIB, ROOMY, Arm, Scenario
+from memsculpt_bench.isolation import ALL, JOBS, KERNEL, MEMSCULPT, MIB, ROOMY, Arm, Scenario
 from memsculpt_bench.lab import sweep
 
 Result = dict[str, Any]
@@ -20,12 +19,13 @@ REDIS_NEED_BYTES = 540 * MIB
 TIGHT_LIMITS_MIB = (900, 620)  # below what is in use at any one moment
 
 
-def run(*, rounds: int, quick: bool, swaps: Sequence[str], say: Say) -> Result:
-    """Run the bench and return the contract's object."""
+def run(*, rounds: int, quick: bool, swap: str, say: Say) -> Result:
+    """Run the bench and return the contract's object. `swap`: "zram", "disk" or "both"; quickly, one of them."""
+    swaps = (("zram",) if quick else ("zram", "disk")) if swap == "both" else (swap,)
     isolation.check_machine()
     for leftover in sweep():
         say(f"removed {leftover}, left by an earlier bench")
-    variants = {swap: _run_variant(Scenario(swap=swap), rounds, say, quick=quick) for swap in swaps}
+    variants = {name: _run_variant(Scenario(swap=name), rounds, say, quick=quick) for name in swaps}
     main = variants[swaps[0]]
     cost = upkeep.measure_cost(seconds=20.0 if quick else 60.0, say=say)
     restored = upkeep.measure_restore(say=say)
@@ -35,8 +35,8 @@ def run(*, rounds: int, quick: bool, swaps: Sequence[str], say: Say) -> Result:
         "agent_resident": contract.at_most(64.0 * MIB, [cost["resident_peak_bytes"]]),
         "restored": contract.at_least(1.0, [restored["restored_ratio"]]),
     }
-    for swap in swaps[1:]:
-        figures |= {f"{name}_{swap}": figure for name, figure in variants[swap]["figures"].items()}
+    for other in swaps[1:]:
+        figures |= {f"{name}_{other}": figure for name, figure in variants[other]["figures"].items()}
     return contract.result(
         "isolation",
         rounds,
@@ -52,13 +52,13 @@ def run(*, rounds: int, quick: bool, swaps: Sequence[str], say: Say) -> Result:
 def _run_variant(scenario: Scenario, rounds: int, say: Say, *, quick: bool) -> Result:
     scenario = isolation.quick(scenario) if quick else scenario
     say(f"-- swap on {scenario.swap}, limit {scenario.limit_bytes // MIB} MiB, {scenario.periods} periods")
-    arms = [ROOMY, KERNEL, MEMSCULPT]
+    arms = [ROOMY, KERNEL, MEMSCULPT, ALL]
     trials: list[Result] = []
     if not quick:
         static, tried = find_static(scenario, say)
         reactive, tried_too = find_reactive(scenario, say)
         trials = tried + tried_too
-        arms = [ROOMY, KERNEL, static, reactive, MEMSCULPT]
+        arms = [ROOMY, KERNEL, static, reactive, MEMSCULPT, ALL]
     runs: dict[str, list[Result]] = {arm.name: [] for arm in arms}
     for number in range(rounds):
         shift = number % len(arms)  # no arm always runs first, on a rested machine
@@ -138,6 +138,7 @@ def figures_of(runs: Mapping[str, list[Result]], tight: Sequence[Result]) -> dic
     stall = {arm: [sum(result["late_stall_s"].values()) for result in results] for arm, results in runs.items()}
     rivals = [arm for arm in ("kernel", "reactive") if arm in runs]
     kills = [float(result["oom_kills"]) for result in ours]
+    kills += [float(result["oom_kills"]) for result in runs.get(ALL.name, [])]
     kills += [float(result["oom_kills"]) for result in tight if result["arm"] == MEMSCULPT.name]
     figures = {
         "redis_p999_over_roomy": contract.at_most(
@@ -150,12 +151,26 @@ def figures_of(runs: Mapping[str, list[Result]], tight: Sequence[Result]) -> dic
         ),
         "jobs_time_over_kernel": contract.at_most(1.0, _ratios(phase["memsculpt"], phase["kernel"])),
         "oom_kills": contract.at_most(0.0, [sum(kills)]),
+        "late_phase_over_roomy": contract.at_most(1.10, _ratios(phase["memsculpt"], phase["roomy"])),
+        "agent_cpu_s_per_phase": contract.at_most(0.5, [_agent_s_per_phase(result) for result in ours]),
     }
+    if ALL.name in runs:
+        theirs = runs[ALL.name]
+        figures |= {
+            "all_redis_p999_over_roomy": contract.at_most(1.3, _ratios(p999["all"], p999["roomy"])),
+            "all_late_phase_over_roomy": contract.at_most(1.10, _ratios(phase["all"], phase["roomy"])),
+            "all_agent_cpu_s_per_phase": contract.at_most(0.5, [_agent_s_per_phase(result) for result in theirs]),
+        }
     if "reactive" in runs:
         figures["stall_reactive_over_ours"] = contract.at_least(
             1.5, _ratios(stall["reactive"], [max(1e-3, seconds) for seconds in stall["memsculpt"]])
         )
     return figures
+
+
+def _agent_s_per_phase(result: Result) -> float:
+    """Return the agent's processor time for each late phase, everything that it did in that time."""
+    return result["agent"]["late_cpu_s"] / max(1, len(result["late_phase_s"]))
 
 
 def _median_phase(result: Result) -> float:
@@ -184,9 +199,3 @@ def verdict(variants: Mapping[str, Result]) -> list[str]:
                 f"{faults:.0f} Redis faults, {stall:.1f} s stalled, {kills} OOM kills"
             )
     return lines
-
-
-def say_to_stderr(text: str) -> None:
-    """Tell a person how the bench goes; stdout belongs to --json."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

@@ -80,14 +80,22 @@ class Lab:
         unlimited = "-1" if self.is_v1 else "max"
         (self.memory_folder(tenant) / name).write_text(unlimited if size_bytes is None else str(size_bytes))
 
+    def forbid_swap(self, tenant: str) -> None:
+        """Keep a tenant's memory from being swapped, whatever swap is on."""
+        name = "memory.swappiness" if self.is_v1 else "memory.swap.max"
+        (self.memory_folder(tenant) / name).write_text("0")
+
     def start(
         self,
         tenant: str,
         command: list[str],
         *,
         cpus: set[int] | None = None,
+        stdin: int | None = None,
         stdout: int | None = None,
+        stderr: int | None = None,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> "subprocess.Popen[str]":
         """Start a program inside a tenant's cgroup, pinned to `cpus`."""
         folders = {self.memory_folder(tenant), self.pressure_folder(tenant)}
@@ -99,7 +107,16 @@ class Lab:
                 os.sched_setaffinity(0, cpus)
 
         # The hook is safe here: the bench has no other thread that could hold a lock while it forks.
-        process = subprocess.Popen(command, preexec_fn=enter, text=True, stdout=stdout, env=env)  # noqa: PLW1509
+        process = subprocess.Popen(
+            command,
+            preexec_fn=enter,  # noqa: PLW1509
+            text=True,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            cwd=cwd,
+        )
         self.processes.append(process)
         return process
 
@@ -133,6 +150,18 @@ class Lab:
         """Return what the whole lab is charged for."""
         name = "memory.usage_in_bytes" if self.is_v1 else "memory.current"
         return int((self.memory_folder() / name).read_text())
+
+    def peak_bytes(self, tenant: str) -> int:
+        """Return the most that a tenant was ever charged for, as the kernel counts it: page cache, slab and all."""
+        name = "memory.max_usage_in_bytes" if self.is_v1 else "memory.peak"
+        return int((self.memory_folder(tenant) / name).read_text())
+
+    def kinds(self, tenant: str) -> Mapping[str, int]:
+        """Return what a tenant holds now by kind, in bytes."""
+        stat = _read_table(self.memory_folder(tenant) / "memory.stat")
+        if self.is_v1:
+            return {"anon": stat["rss"], "file": stat["cache"] - stat["shmem"], "dirty": stat["dirty"]}
+        return {"anon": stat["anon"], "file": stat["file"] - stat["shmem"], "dirty": stat["file_dirty"]}
 
     def close(self) -> None:
         """End every process in the lab and remove its cgroups."""
@@ -178,7 +207,8 @@ def sweep() -> list[str]:
     for base in (V1_MEMORY, V1_UNIFIED, V2):
         for root in base.glob(f"{PREFIX}-*") if base.exists() else ():
             owner = root.name.removeprefix(f"{PREFIX}-").split("-")[0]
-            if not owner.isdigit() or not Path(f"/proc/{owner}").exists():
+            # A name that a lab does not give is somebody else's, whatever it begins with.
+            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
                 remove_cgroup_tree(root)
                 swept.append(root.as_posix())
     return swept
@@ -201,7 +231,7 @@ def open_lab(tenants: tuple[str, ...]) -> Generator[Lab]:
 
 
 @contextmanager
-def zram_swap(size_bytes: int) -> Generator[Path]:
+def zram_swap(size_bytes: int, priority: int = 100) -> Generator[Path]:
     """Swap on a zram device of our own; swap it off and remove the device at the end."""
     control = Path("/sys/class/zram-control")
     if not (control / "hot_add").exists():
@@ -213,7 +243,7 @@ def zram_swap(size_bytes: int) -> Generator[Path]:
         poll(device.exists, what=f"{device} to appear")
         (system / "disksize").write_text(str(size_bytes))
         subprocess.run(["mkswap", str(device)], check=True, capture_output=True)
-        subprocess.run(["swapon", "--priority", "100", str(device)], check=True)
+        subprocess.run(["swapon", "--priority", str(priority), str(device)], check=True)
         yield system
     finally:
         if str(device) in Path("/proc/swaps").read_text():

@@ -7,8 +7,8 @@ from memsculpt.act.growth import FaultSampler
 from memsculpt.act.journal import Journal
 from memsculpt.act.lease import Lease, lease_for, restore_command
 from memsculpt.act.ownership import MACHINE_LOCK, SharingSeat
-from memsculpt.act.restore import Outcome, Restored, RestoreReport, restore
-from memsculpt.act.sculpt import PoolMoved, Sculptor, reversed_order, sculpt
+from memsculpt.act.restore import Outcome, Restored, RestoreReport, give_up_balloon, restore
+from memsculpt.act.sculpt import PoolMoved, Sculptor, listed, reversed_order, sculpt
 from memsculpt.act.self_meter import SelfMeter
 from memsculpt.act.sense import Sensor
 
@@ -28,7 +28,9 @@ __all__ = [
     "Sensor",
     "SharingSeat",
     "apply",
+    "give_up_balloon",
     "lease_for",
+    "listed",
     "rehearse",
     "restore",
     "restore_command",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from memsculpt.act.budget import Budget
 from memsculpt.act.journal import Journal
 from memsculpt.act.ledger import first_old, widen
-from memsculpt.act.records import CgroupCreated, LimitChange, LimitKept, Origin, ProcessMoved, Undone
+from memsculpt.act.records import BalloonAsked, CgroupCreated, LimitChange, LimitKept, Origin, ProcessMoved, Undone
 from memsculpt.act.sculpt import Sculptor
 from memsculpt.act.sharing import share
 from memsculpt.domain.outcome import Applied, Status
@@ -25,10 +25,11 @@ from memsculpt.domain.plan import (
     Plan,
     Reclaim,
     SculptPool,
+    SetBalloon,
     SetLimit,
     SetSharing,
 )
-from memsculpt.domain.pool import ColdZone
+from memsculpt.domain.pool import ColdZone, HotZone, Prefetch
 from memsculpt.domain.units import format_bytes
 from memsculpt.domain.workload import CgroupPath
 from memsculpt.errors import JournalUnwritable, Refused, Transient, Unavailable, Vanished
@@ -134,6 +135,8 @@ class _Run:
                     return self._reclaim(action, origin)
                 case SetLimit():
                     return self._set_limit(action, origin)
+                case SetBalloon():
+                    return self._set_balloon(action, origin)
                 case CreateCgroup():
                     return self._create(action, origin)
                 case MoveProcess():
@@ -146,6 +149,8 @@ class _Run:
 
     def _count_failure(self, action: Action) -> None:
         match action:
+            case Reclaim(only_cache=True):
+                pass
             case PageOut() | Reclaim() | SculptPool(request=ColdZone()):
                 self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=0)
             case SetLimit() if action.kind is not LimitKind.GUARANTEE:
@@ -182,15 +187,24 @@ class _Run:
         if self._sculptor is None:
             self._count_failure(action)
             return _Done(status=Status.FAILED, problem="there is no sculptor here")
-        is_cold = isinstance(action.request, ColdZone)
-        granted_bytes = self._budget.grant_page_out(action.size_bytes) if is_cold else action.size_bytes
+        granted_bytes = self._granted_sculpt(action)
         if granted_bytes <= 0:
             self._count_failure(action)
-            return _Done(status=Status.FAILED, problem="this second's budget for paging out (or the swap's) is spent")
+            return _Done(status=Status.FAILED, problem="this second's budget for paging (or the swap's) is spent")
         done = self._sculptor(action, granted_bytes)
-        if is_cold:
-            self._journal.count_pages(out_bytes=done.moved_bytes)
-            self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=done.moved_bytes)
+        match action.request:
+            case ColdZone():
+                self._journal.count_pages(out_bytes=done.moved_bytes)
+                self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=done.moved_bytes)
+            case Prefetch():
+                self._journal.count_pages(out_bytes=done.left_bytes, in_bytes=done.moved_bytes)
+                # Nobody else counts on what leaves for it.
+                self._budget.paged_out(asked_bytes=0, done_bytes=done.left_bytes)
+                self._budget.paged_in(
+                    asked_bytes=action.size_bytes, granted_bytes=granted_bytes, done_bytes=done.moved_bytes
+                )
+            case HotZone():
+                pass
         if done.moved_bytes <= 0:
             return _Done(status=Status.FAILED, cpu_s=done.cpu_s, problem=done.reason)
         complete = done.moved_bytes > action.size_bytes - ROUNDING_BYTES
@@ -201,11 +215,24 @@ class _Run:
             problem="" if complete else done.reason,
         )
 
+    def _granted_sculpt(self, action: SculptPool) -> int:
+        match action.request:
+            case ColdZone():
+                return self._budget.grant_page_out(action.size_bytes)
+            case Prefetch():
+                # What there is no budget for to leave makes no room.
+                leaving_bytes = self._budget.grant_page_out(action.leaving_bytes)
+                fits_bytes = action.size_bytes - (action.leaving_bytes - leaving_bytes)
+                return self._budget.grant_page_in(fits_bytes)
+            case HotZone():
+                return action.size_bytes
+
     def _reclaim(self, action: Reclaim, origin: Origin) -> _Done:
         """Reclaim from a cgroup; on v1 the host does it by a brief step of the limit, so the limit is journalled."""
-        granted_bytes = self._budget.grant_page_out(action.size_bytes)
+        grant = self._budget.grant_cache if action.only_cache else self._budget.grant_page_out
+        granted_bytes = grant(action.size_bytes)
         if granted_bytes <= 0:
-            self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=0)
+            self._count_failure(action)
             return _Done(status=Status.FAILED, problem="this second's budget for paging out (or the swap's) is spent")
         present = self._host.read_limit(action.cgroup, LimitKind.LIMIT)
         if self._is_theirs(action.cgroup, LimitKind.LIMIT, present):
@@ -213,12 +240,15 @@ class _Run:
         was_touched = self._journal.ledger.limit(action.cgroup, LimitKind.LIMIT) is not None
         self._expect(action.cgroup, LimitKind.LIMIT, present, low_bytes=0, squeezes=False, origin=origin)
         try:
-            moved = self._host.reclaim(action.cgroup, granted_bytes)
+            moved = self._host.reclaim(action.cgroup, granted_bytes, only_cache=action.only_cache)
         finally:
             kept = self._keep(action.cgroup, LimitKind.LIMIT)
             if not was_touched and kept.text == present.text:
                 self._journal.forget(Undone(change=(action.cgroup, LimitKind.LIMIT)))
-        self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=moved.moved_bytes)
+        if action.only_cache:
+            self._budget.dropped(moved.moved_bytes)
+        else:
+            self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=moved.moved_bytes)
         return _outcome(action.size_bytes, moved)
 
     # --- budgets ------------------------------------------------------------------------------------------------------
@@ -318,6 +348,36 @@ class _Run:
         done = share(self._host, self._journal, action, origin)
         status = Status.LEFT_ALONE if done.is_left_alone else Status.PARTIAL if done.problem else Status.DONE
         return _Done(status=status, done_bytes=done.saved_bytes, problem=done.problem)
+
+    # --- balloons -----------------------------------------------------------------------------------------------------
+
+    def _set_balloon(self, action: SetBalloon, origin: Origin) -> _Done:
+        """Ask a balloon; what it leaves the guest now is the plan's reading."""
+        to_bytes = action.to_bytes
+        if to_bytes < action.from_bytes:
+            to_bytes = action.from_bytes - self._budget.grant_balloon(action.from_bytes - to_bytes)
+            if to_bytes == action.from_bytes:
+                return _Done(status=Status.FAILED, problem="this second's budget for taking memory is spent")
+        earlier = self._journal.ledger.balloon(action.vm)
+        if earlier is not None and earlier.process != action.process:
+            earlier = None  # another life of the VM: its balloon began anew
+        known = (action.from_bytes, to_bytes) if earlier is None else (earlier.low_bytes, earlier.high_bytes, to_bytes)
+        self._journal.append(
+            BalloonAsked(
+                vm=action.vm,
+                process=action.process,
+                old_bytes=action.from_bytes if earlier is None else earlier.old_bytes,
+                low_bytes=min(known),
+                high_bytes=max(known),
+                origin=origin,
+            )
+        )
+        asked = self._host.set_balloon(action.vm, to_bytes)
+        self._budget.ballooned(max(0, action.from_bytes - to_bytes))
+        if asked.asked_bytes == action.to_bytes:
+            return _Done(status=Status.DONE, done_bytes=asked.asked_bytes)
+        problem = f"asked for {format_bytes(asked.asked_bytes)} instead of {format_bytes(action.to_bytes)}"
+        return _Done(status=Status.PARTIAL, done_bytes=asked.asked_bytes, problem=problem)
 
     # --- cgroups of our own -------------------------------------------------------------------------------------------
 

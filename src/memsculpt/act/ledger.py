@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass, replace
 
 from memsculpt.act.records import (
+    BalloonAsked,
+    BalloonKey,
     CgroupCreated,
     Change,
     ChangeKey,
@@ -21,6 +23,7 @@ from memsculpt.act.records import (
 )
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.sharing import Knob
+from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.host.protocol import LimitValue
 
@@ -75,6 +78,11 @@ class Ledger:
             return text == kept
         return text.strip() in {change.old_text.strip(), change.present_text.strip(), change.new_text.strip()}
 
+    def balloon(self, vm: VmId) -> BalloonAsked | None:
+        """Return the balloon's entry, None when it is as we found it."""
+        change = self._changes.get(BalloonKey(vm=vm))
+        return change if isinstance(change, BalloonAsked) else None
+
     def fold(self, record: Record) -> None:
         """Take in one record, oldest first."""
         match record:
@@ -82,7 +90,7 @@ class Ledger:
                 key = (record.cgroup, record.kind)
                 self._limits[key] = Limit(change=record)
                 self._changes[key] = record
-            case CgroupCreated() | ProcessMoved():
+            case CgroupCreated() | ProcessMoved() | BalloonAsked():
                 self._changes[key_of(record)] = record
             case KnobTurned():
                 self._changes[record.knob] = record

@@ -14,11 +14,24 @@ from enum import Enum
 
 from memsculpt.act import knobs
 from memsculpt.act.journal import Journal
-from memsculpt.act.records import CgroupCreated, Change, KnobTurned, LimitChange, ProcessMoved, Undone, key_of
+from memsculpt.act.records import (
+    BalloonAsked,
+    BalloonKey,
+    CgroupCreated,
+    Change,
+    KnobTurned,
+    LimitChange,
+    ProcessMoved,
+    Undone,
+    key_of,
+)
+from memsculpt.domain.units import format_bytes
+from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath
 from memsculpt.errors import Refused, Transient, Unavailable, Vanished
 from memsculpt.host.protocol import Host
 
+BALLOON_STEP_BYTES = 2 << 20  # guests move their balloons by 1 MiB
 _TRIES = 3  # v1 answers EBUSY while it shrinks; each try reclaims some more
 
 
@@ -82,6 +95,12 @@ def restore(host: Host, journal: Journal) -> RestoreReport:
     return report
 
 
+def give_up_balloon(journal: Journal, vm: VmId) -> None:
+    """Take a balloon off the journal: somebody else has set it since, so it is not ours to put back."""
+    if journal.ledger.balloon(vm) is not None:
+        journal.forget(Undone(change=BalloonKey(vm=vm)))
+
+
 class _Undo:
     def __init__(self, host: Host, journal: Journal) -> None:
         self._host = host
@@ -96,6 +115,7 @@ class _Undo:
                 limits.setdefault(change.cgroup, []).append(change)
         raising = {cgroup for cgroup, group in limits.items() if self._raises(group)}
         return [
+            *(change for change in newest_first if isinstance(change, BalloonAsked)),
             *(change for cgroup, group in limits.items() if cgroup in raising for change in group),
             *knobs.in_order(one for one in newest_first if isinstance(one, KnobTurned)),
             *(change for change in newest_first if isinstance(change, ProcessMoved)),
@@ -134,6 +154,8 @@ class _Undo:
                 return self._turn_back(change)
             case CgroupCreated():
                 return self._remove(change)
+            case BalloonAsked():
+                return self._restore_balloon(change)
 
     def _restore_limit(self, change: LimitChange) -> Restored:
         what = _name(change)
@@ -164,6 +186,17 @@ class _Undo:
         if where != change.from_cgroup:
             self._host.move_process(change.process, change.from_cgroup)
         return Restored(what=what, outcome=Outcome.RESTORED, value=change.from_cgroup)
+
+    def _restore_balloon(self, change: BalloonAsked) -> Restored:
+        """Ask for what the guest had; it takes it at its own pace. Memory it had is never less than it has now."""
+        what, old = _name(change), format_bytes(change.old_bytes)
+        present_bytes = self._host.read_balloon(change.vm)
+        low_bytes, high_bytes = change.low_bytes - BALLOON_STEP_BYTES, change.high_bytes + BALLOON_STEP_BYTES
+        if not low_bytes <= present_bytes <= high_bytes:
+            problem = f"it leaves the guest {format_bytes(present_bytes)}, which memsculpt did not ask for"
+            return Restored(what=what, outcome=Outcome.LEFT_ALONE, value=format_bytes(present_bytes), problem=problem)
+        self._host.set_balloon(change.vm, change.old_bytes)
+        return Restored(what=what, outcome=Outcome.RESTORED, value=old)
 
     def _remove(self, change: CgroupCreated) -> Restored:
         """Remove a cgroup of our own; with processes in it, it stays (without a limit), and in the journal."""
@@ -200,3 +233,5 @@ def _name(change: Change) -> str:
             return change.knob.describe()
         case CgroupCreated():
             return f"cgroup {change.cgroup!r}"
+        case BalloonAsked():
+            return f"balloon of vm {change.vm!r}"

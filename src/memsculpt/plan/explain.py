@@ -17,9 +17,10 @@ from memsculpt.domain.plan import (
     Reason,
     Reclaim,
     SculptPool,
+    SetBalloon,
     SetSharing,
 )
-from memsculpt.domain.pool import HotZone
+from memsculpt.domain.pool import ColdZone, HotZone, Prefetch
 from memsculpt.domain.sharing import SharingStep
 from memsculpt.domain.units import format_bytes, format_duration_s
 
@@ -29,6 +30,11 @@ _SHARING = {
     SharingStep.MERGE: "merge identical pages",
     SharingStep.PAUSE: "pause merging",
     SharingStep.END: "end merging and take apart what is merged",
+}
+_SCULPTS = {
+    HotZone: ("gather", "hot blocks"),
+    ColdZone: ("send out", "cold blocks"),
+    Prefetch: ("bring back", "what a phase uses"),
 }
 _ANSWERS = {
     Answer.ENOUGH: "granted, there is room",
@@ -71,10 +77,11 @@ def _what(action: Action) -> str:
     if isinstance(action, PageIn):
         return f"{action.workload}: bring back {format_bytes(action.size_bytes)} of process {action.process.pid}"
     if isinstance(action, SculptPool):
-        does, what = ("gather", "hot") if isinstance(action.request, HotZone) else ("send out", "cold")
-        return f"{action.workload}: {does} {format_bytes(action.size_bytes)} of {what} blocks of pool {action.pool}"
+        does, what = _SCULPTS[type(action.request)]
+        return f"{action.workload}: {does} {format_bytes(action.size_bytes)} of {what} of pool {action.pool}"
     if isinstance(action, Reclaim):
-        return f"{action.cgroup}: reclaim {format_bytes(action.size_bytes)}"
+        of_what = " of page cache" if action.only_cache else ""
+        return f"{action.cgroup}: reclaim {format_bytes(action.size_bytes)}{of_what}"
     if isinstance(action, CreateCgroup):
         return f"{action.partition}: create cgroup {action.cgroup}"
     if isinstance(action, MoveProcess):
@@ -84,6 +91,9 @@ def _what(action: Action) -> str:
         if action.rate is not None:
             rate = f", {action.rate.pages_to_scan} pages every {action.rate.sleep_ms} ms"
         return f"trust group {action.group}: {_SHARING[action.step]}{rate}"
+    if isinstance(action, SetBalloon):
+        change = f"from {format_bytes(action.from_bytes)} to {format_bytes(action.to_bytes)}"
+        return f"{action.workload}: what its balloon leaves it {change}"
     name = _LIMIT_NAMES[action.kind]
     change = f"from {format_bytes(action.from_bytes)} to {format_bytes(action.to_bytes)}"
     if action.from_bytes == action.to_bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.domain.plan import Abilities, Action
 from memsculpt.domain.settings import PartitionSettings
+from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
 
 
@@ -59,6 +60,33 @@ class Asked:
     asked_at_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balloon:
+    """What is known of one VM's balloon. `most_bytes` is the operator's word: nobody is given more than that."""
+
+    process: Instance
+    most_bytes: int  # what it was found with, or what somebody else has set since
+    seen_bytes: int  # at the last plan
+    moved_at_s: float  # when that was last another value
+    asked_bytes: int | None = None  # our last ask; None: it is as others left it
+    asked_from_bytes: int = 0
+    asked_at_s: float = float("-inf")
+    rests_until_s: float = float("-inf")  # left alone until then, because ...
+    rests_why: str = ""
+    refusals_count: int = 0  # in a row
+    is_given_back: bool = False  # somebody, or the guest, took back memory that we had asked for
+    pressed_at_s: float = float("-inf")  # when the guest was last short
+    foreign_at_s: float = float("-inf")  # when somebody else last moved it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """How much page cache a trimmed cgroup is left, and the reading that this was learnt up to."""
+
+    cache_bytes: float
+    refaults_count: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PartitionColumns:
     """The configured partitions as columns, made once per configuration."""
@@ -70,6 +98,7 @@ class PartitionColumns:
     ceiling_bytes: Int64  # of a fixed partition: its size
     promised_bytes: Int64  # the configured guarantee, also of a fixed partition
     is_fixed: Bool
+    is_trimmed: Bool
     weights: Float64
     giving_order: Int64
 
@@ -88,9 +117,11 @@ class PlannerState:
     resting_until_s: Mapping[CgroupPath, float] = field(default_factory=dict[CgroupPath, float])
     guarantees: Mapping[CgroupPath, Asked] = field(default_factory=dict[CgroupPath, Asked])
     protections: Mapping[WorkloadId, Protection] = field(default_factory=dict[WorkloadId, Protection])
+    kept: Mapping[CgroupPath, Kept] = field(default_factory=dict[CgroupPath, Kept])
     reservations: tuple[Reservation, ...] = ()
     moves: tuple[Moved, ...] = ()
     created: tuple[PartitionSettings, ...] = ()  # partitions made for requests, besides the configured ones
     pending: tuple[Action, ...] = ()  # what grants since the last plan need done: made and moved with the next
     placed: frozenset[Instance] = frozenset()  # processes that were asked to move into a cgroup of ours
+    balloons: Mapping[VmId, Balloon] = field(default_factory=dict[VmId, Balloon])
     columns: PartitionColumns | None = field(default=None, compare=False, repr=False)

@@ -80,10 +80,10 @@ class Machine:
 
 
 class Bootable(Protocol):
-    """What QEMU is started with."""
+    """What a guest can be made of."""
 
     def command(self, folder: Path, shell_fd: int) -> list[str]:
-        """Return the command line; `shell_fd` is the socket that the guest's shell is to talk over."""
+        """Return what starts it: logs go to `folder`, the guest's shell talks over the socket `shell_fd`."""
         ...
 
 
@@ -113,7 +113,7 @@ class Guest:
                     pass_fds=(theirs.fileno(),),
                     env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "TMPDIR": str(self.folder)},
                 )
-            self._read_until(re.compile(rb"GUEST-READY [\d.]+\n"), "boot", BOOT_TIMEOUT_S)
+            self.wait_ready()
         except BaseException:
             self.close()
             raise
@@ -134,6 +134,10 @@ class Guest:
         shell, self._shell = self._shell, None
         if shell is not None:
             shell.close()
+
+    def wait_ready(self) -> None:
+        """Wait until the shell greets. Raises GuestError."""
+        self._read_until(re.compile(rb"GUEST-READY [\d.]+\n"), "boot", BOOT_TIMEOUT_S)
 
     @property
     def pid(self) -> int:

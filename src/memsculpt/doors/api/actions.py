@@ -12,6 +12,7 @@ from memsculpt.domain.plan import (
     Reason,
     Reclaim,
     SculptPool,
+    SetBalloon,
     SetLimit,
     SetSharing,
 )
@@ -27,6 +28,7 @@ KINDS: dict[type[Action], str] = {
     Reclaim: "reclaim",
     SculptPool: "sculpt-pool",
     SetLimit: "set-limit",
+    SetBalloon: "set-balloon",
     CreateCgroup: "create-cgroup",
     MoveProcess: "move-process",
     SetSharing: "set-sharing",
@@ -96,13 +98,17 @@ def view_action(action: Action, now_s: float) -> ActionView:
         view.size_bytes = action.charged_bytes
     elif isinstance(action, SetSharing):
         view.size_bytes = action.size_bytes
+    elif isinstance(action, SetBalloon):
+        view.workload = words.text_of(action.workload)
+        view.pid = action.process.pid
     else:
         view.cgroup = words.text_of(action.cgroup)
     if isinstance(action, Reclaim):
         view.size_bytes = action.size_bytes
+    if isinstance(action, SetLimit | SetBalloon):
+        view.from_bytes, view.to_bytes = action.from_bytes, action.to_bytes
     if isinstance(action, SetLimit):
         view.limit = action.kind.value
-        view.from_bytes, view.to_bytes = action.from_bytes, action.to_bytes
         view.lift_in_s = None if action.lift_at_s is None else max(0.0, action.lift_at_s - now_s)
     return view
 

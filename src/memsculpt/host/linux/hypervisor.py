@@ -23,6 +23,10 @@ class LinuxHypervisor:
         machine = self._machine(vm)
         return guest_ram.find(machine.id, machine.process, lambda commands: self._asked(machine, commands))
 
+    def read_balloon(self, vm: VmId) -> int:
+        """Return what the balloon leaves the guest; see the protocol."""
+        raise Vanished(place=f"vm {vm}")
+
     def set_balloon(self, vm: VmId, size_bytes: int) -> BalloonSet:
         """Ask a balloon; see the protocol."""
         machine = self._machine(vm)
