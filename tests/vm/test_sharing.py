@@ -24,6 +24,9 @@ from memsculpt_bench import sharing as bench
 from memsculpt_bench.guests.guest import QEMU, Guest
 from memsculpt_bench.lab import LabUnavailable, poll
 
+# KSM is one for the machine, and tests of the machine offer memory to it: not beside them.
+pytestmark = pytest.mark.xdist_group("machine")
+
 MIB = 1 << 20
 RULES = SharingRules(least_bytes=4 * MIB, unwatched_s=0.6, cpu_most_ratio=0.2)
 TICK_S = 0.3
