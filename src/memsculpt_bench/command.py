@@ -55,6 +55,10 @@ BENCHES = {
         module="build_rounds",
         options=("keep", "stop_after"),
     ),
+    "sharing": Bench(
+        line="identical pages of real guests: what merging was to save and saved, and nothing across trust groups",
+        module="sharing",
+    ),
     "planning": Bench(line="how long it takes to divide memory among 10,000 partitions", module="planning"),
 }
 

@@ -274,6 +274,10 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
         if self._trigger is not None:
             os.close(self._trigger)
 
+    def _find_vms(self) -> None:
+        now_s = time.monotonic()
+        self._vms.find(self._observer.processes.read_all(now_s, {}, self._detail_interval_s), now_s)
+
     def _memory(self) -> Controller:
         if self._controller is None:
             raise Unavailable(

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The linux host's virtual machines. Fulfils host.protocol.Hypervisor."""
 
+import time
 from collections.abc import Sequence
+from math import isfinite
 
 from memsculpt.domain.vm import BalloonSet, GuestRam, VmId, VmState
 from memsculpt.errors import Refused, Transient, Unavailable, Vanished
@@ -11,6 +13,7 @@ from memsculpt.host.linux.virtual_machines import Machine, VirtualMachines
 from memsculpt.host.linux.vm_asking import size_in
 
 RETRY_IN_S = 1.0
+ASKED_EVERY_S = 0.01
 
 
 class LinuxHypervisor:
@@ -63,9 +66,26 @@ class LinuxHypervisor:
 
     def _machine(self, vm: VmId) -> Machine:
         machine = self._vms.get(vm)
+        if machine is None:  # a fresh process, `restore` say, has not observed yet
+            self._find_vms()
+            machine = self._vms.get(vm)
+            self._wait_for(vm)
         if machine is None:
             raise Vanished(place=f"VM {vm}")
         return machine
+
+    def _find_vms(self) -> None:
+        """Look for VMs among the processes; the host says how."""
+        raise NotImplementedError
+
+    def _wait_for(self, vm: VmId) -> None:
+        """Wait until its monitor has told something, or has shown that it will not, for one answer's time at most."""
+        end_s = time.monotonic() + self._vms.timeout_s
+        while time.monotonic() < end_s:
+            reading = next((one for one in self._vms.readings() if one.id == vm), None)
+            if reading is None or isfinite(reading.read_at_s) or self._vms.monitors is None:
+                return
+            time.sleep(ASKED_EVERY_S)
 
     def _asked(self, machine: Machine, commands: Sequence[Command]) -> list[Answer]:
         if self._vms.monitors is None:

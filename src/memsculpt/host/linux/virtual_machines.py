@@ -102,6 +102,11 @@ class VirtualMachines:
         return self._machines.get(running[vm]) if vm in running else None
 
     @property
+    def timeout_s(self) -> float:
+        """How long one answer of a monitor may take."""
+        return self._settings.timeout_s
+
+    @property
     def monitors(self) -> Monitors | None:
         """What asks the monitors; None while there is no VM."""
         return self._monitors
