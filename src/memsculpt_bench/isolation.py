@@ -113,7 +113,7 @@ def _run_in(
     late_s = start_s + EARLY_PERIODS * scenario.period_s
     end_s = start_s + scenario.periods * scenario.period_s
     jobs = {tenant: start_job(lab, tenant, scenario, start_s, seed) for tenant in JOBS}
-    agent = stack.enter_context(Agent(lab, scenario, folder)) if arm.agent else None
+    agent = stack.enter_context(Agent(agent_config(lab, scenario, folder), folder)) if arm.agent else None
     senpais = [
         Senpai(
             lab=lab,
@@ -233,9 +233,10 @@ def _phases_of(job: "subprocess.Popen[str]") -> list[dict[str, float]]:
 class Agent:
     """The agent in apply mode on the lab, as a user would start it."""
 
-    def __init__(self, lab: Lab, scenario: Scenario, folder: Path) -> None:
+    def __init__(self, config: str, folder: Path) -> None:
+        """Start it with a configuration that has its socket in `folder`."""
         self.config = folder / "memsculpt.toml"
-        self.config.write_text(agent_config(lab, scenario, folder))
+        self.config.write_text(config)
         self._log = folder / "agent.log"
         self._started_s = time.monotonic()
         command = [sys.executable, "-m", "memsculpt", "run", "--apply", "--no-listen", "--config", str(self.config)]

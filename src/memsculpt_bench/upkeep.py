@@ -28,7 +28,7 @@ def measure_cost(*, seconds: float, say: Callable[[str], None]) -> dict[str, Any
         running = sum(name.isdigit() for name in os.listdir("/proc"))
         for number in range(max(0, PROCESSES - running)):
             lab.start(TENANTS[number % len(TENANTS)], ["sleep", "3600"])
-        agent = stack.enter_context(isolation.Agent(lab, Scenario(), folder))
+        agent = stack.enter_context(isolation.Agent(isolation.agent_config(lab, Scenario(), folder), folder))
         time.sleep(5.0)  # start-up (imports, first full reading) is no part of steady cost
         before_s, before = time.monotonic(), agent.measure()
         time.sleep(seconds)
@@ -58,7 +58,7 @@ def measure_restore(*, say: Callable[[str], None]) -> dict[str, Any]:
         start_s = time.monotonic() + 2.0
         for tenant in isolation.JOBS:
             isolation.start_job(lab, tenant, scenario, start_s, seed=1)
-        agent = stack.enter_context(isolation.Agent(lab, scenario, folder))
+        agent = stack.enter_context(isolation.Agent(isolation.agent_config(lab, scenario, folder), folder))
         poll(lambda: read_budgets(lab) != before, what="the agent to change a budget", timeout_s=30.0)
         agent.kill()
         changed = {path: text for path, text in read_budgets(lab).items() if text != before[path]}

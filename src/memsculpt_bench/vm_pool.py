@@ -12,7 +12,6 @@ What is resident is the kernel's own count (smaps of the RAM's mapping), and the
 """
 
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -89,12 +88,6 @@ def run(rounds: int = 5, *, quick: bool = False, say: Say | None = None) -> dict
     }
     pages = sum(private["verified_pages"]) + sum(memfd["verified_pages"])
     return result("vm-pool", rounds, arms, figures, look_s=LOOK_S, verified_pages=pages, hot_reasons=reasons)
-
-
-def say_to_stderr(line: str) -> None:
-    """Tell people how far it is."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
 
 
 def _run_arm(machine: SmallMachine, folder: Path, adapt_s: float) -> tuple[dict[str, float], str]:

@@ -5,14 +5,17 @@ import contextlib
 import resource
 from pathlib import Path
 
-from memsculpt.domain.plan import CreateCgroup, LimitKind, MoveProcess, Reason, SetLimit
-from memsculpt.domain.workload import CgroupPath, Instance
+from memsculpt.domain.plan import CreateCgroup, LimitKind, MoveProcess, Reason, SetBalloon, SetLimit
+from memsculpt.domain.vm import VmId
+from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
 from tests.act.text_host import TextHost
 
 MIB = 1 << 20
 WHY = Reason(code="test", text="because")
 OWN = CgroupPath("memsculpt-own")
 JOB = Instance(pid=77, start_ticks=1234)
+QEMU = Instance(pid=88, start_ticks=4321)
+VM, VM_BYTES = VmId("name:web"), 512 * MIB
 CGROUPS = [CgroupPath("cache"), CgroupPath("batch"), CgroupPath("batch/inner")]
 
 
@@ -22,6 +25,7 @@ def new_host(root: Path, *, one_file: bool = True) -> TextHost:
     host.add_cgroup("batch", limit="536870912\n")
     host.add_cgroup("batch/inner")
     host.add_process("batch", JOB)
+    host.add_vm(VM, VM_BYTES)
     return host
 
 
@@ -40,6 +44,18 @@ def set_limit(cgroup=CGROUPS[0], to_bytes=1 << 30, kind=LimitKind.LIMIT, lift_at
 def move(to_cgroup=OWN, from_cgroup=CGROUPS[1]):
     return MoveProcess(
         partition="p", from_cgroup=from_cgroup, to_cgroup=to_cgroup, process=JOB, charged_bytes=MIB, reason=WHY
+    )
+
+
+def set_balloon(to_bytes=256 * MIB, from_bytes=VM_BYTES, process=QEMU, vm=VM):
+    return SetBalloon(
+        partition="p",
+        workload=WorkloadId("vm:web"),
+        process=process,
+        vm=vm,
+        from_bytes=from_bytes,
+        to_bytes=to_bytes,
+        reason=WHY,
     )
 
 

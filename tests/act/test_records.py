@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from memsculpt.act import records
 from memsculpt.act.records import (
+    BalloonAsked,
+    BalloonKey,
     CgroupCreated,
     LimitChange,
     LimitKept,
@@ -20,6 +22,7 @@ from memsculpt.act.records import (
 )
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.units import UNLIMITED_BYTES
+from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath, Instance
 
 BECAUSE = Origin(action_id=7, at_s=12.5, why="shrink", boot="b00t")
@@ -71,6 +74,28 @@ GOLDEN_V1 = bytes.fromhex(
     """
 )
 
+GOLDEN_BALLOON = [
+    BalloonAsked(
+        vm=VmId("name:web"),
+        process=Instance(pid=812, start_ticks=99),
+        old_bytes=512 << 20,
+        low_bytes=256 << 20,
+        high_bytes=512 << 20,
+        origin=BECAUSE,
+    ),
+    Undone(change=BalloonKey(vm=VmId("name:web"))),
+]
+
+# The kind that came later. Never change it either.
+GOLDEN_BALLOON_V1 = bytes.fromhex(
+    """
+    4d534a4f55524e4c01000000e62c970593000000cc3c5d5f7b226b223a2262616c6c6f6f6e222c22766d223a226e616d653a776562222c22
+    706964223a3831322c227374617274223a39392c226f6c64223a3533363837303931322c226c6f77223a3236383433353435362c22686967
+    68223a3533363837303931322c226964223a372c226174223a31322e352c22776879223a22736872696e6b222c22626f6f74223a22623030
+    74227d28000000e5d34f4d7b226b223a22756e646f6e65222c22766d223a226e616d653a776562222c2274657874223a22227d
+    """
+)
+
 texts = st.text(max_size=12)
 paths = st.binary(max_size=12).map(lambda name: CgroupPath(name.decode("utf-8", "surrogateescape")))
 sizes = st.integers(0, UNLIMITED_BYTES)
@@ -92,7 +117,20 @@ any_record = st.one_of(
     st.builds(LimitKept, cgroup=paths, kind=kinds, text=texts),
     st.builds(CgroupCreated, cgroup=paths, origin=origins),
     st.builds(ProcessMoved, process=instances, from_cgroup=paths, via_cgroup=paths, to_cgroup=paths, origin=origins),
-    st.builds(Undone, change=st.one_of(paths, instances, st.tuples(paths, kinds)), text=texts),
+    st.builds(
+        BalloonAsked,
+        vm=texts.map(VmId),
+        process=instances,
+        old_bytes=sizes,
+        low_bytes=sizes,
+        high_bytes=sizes,
+        origin=origins,
+    ),
+    st.builds(
+        Undone,
+        change=st.one_of(paths, instances, st.tuples(paths, kinds), texts.map(VmId).map(lambda vm: BalloonKey(vm=vm))),
+        text=texts,
+    ),
     st.builds(PagesMoved, out_bytes=sizes, in_bytes=sizes),
 )
 
@@ -101,6 +139,11 @@ def test_version_1_is_read_and_written_as_it_was_released():
     """The golden file gives these records, and these records give the golden file."""
     assert parse(GOLDEN_V1, place="golden") == (GOLDEN, [])
     assert header() + b"".join(map(frame, GOLDEN)) == GOLDEN_V1
+
+
+def test_the_balloons_records_are_read_and_written_as_they_were_released():
+    assert parse(GOLDEN_BALLOON_V1, place="golden") == (GOLDEN_BALLOON, [])
+    assert header() + b"".join(map(frame, GOLDEN_BALLOON)) == GOLDEN_BALLOON_V1
 
 
 @given(written=st.lists(any_record, max_size=6))

@@ -14,7 +14,7 @@ from memsculpt.act import ActionIds, Journal, Outcome, apply, restore
 from memsculpt.domain.outcome import Status
 from memsculpt.domain.plan import LimitKind, Plan, Reclaim
 from memsculpt.domain.workload import Instance
-from tests.act.builders import CGROUPS, JOB, MIB, OWN, WHY, create, move, new_host, set_limit
+from tests.act.builders import CGROUPS, JOB, MIB, OWN, VM_BYTES, WHY, create, move, new_host, set_balloon, set_limit
 from tests.act.text_host import PAGE_BYTES
 
 # Hundreds of fsyncs: on a shared disk they would take minutes, in memory they take nothing.
@@ -43,6 +43,7 @@ actions = st.one_of(
         Reclaim, partition=st.just("p"), cgroup=st.sampled_from(CGROUPS), size_bytes=st.just(MIB), reason=st.just(WHY)
     ),
 )
+actions |= st.builds(set_balloon, to_bytes=st.integers(128 * MIB, VM_BYTES), from_bytes=st.just(VM_BYTES))
 plans = st.lists(st.lists(actions, max_size=5), min_size=1, max_size=4)
 
 

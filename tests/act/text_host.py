@@ -13,6 +13,7 @@ from memsculpt.domain.observation import Observation
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings
 from memsculpt.domain.units import UNLIMITED_BYTES
+from memsculpt.domain.vm import BalloonSet, VmId
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.errors import Transient, Vanished
 from memsculpt.host.protocol import Capability, LimitValue, Moved
@@ -63,6 +64,10 @@ class TextHost:
     def contents(self) -> dict[str, bytes]:
         """Every file below the root, byte for byte."""
         return {str(path.relative_to(self.root)): path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
+
+    def add_vm(self, vm: str, size_bytes: int) -> None:
+        """Give the host a VM whose balloon goes where it is asked at once."""
+        (self.root / f"{vm}.balloon").write_text(f"{size_bytes}\n")
 
     # --- the protocol -----------------------------------------------------------------------------------------------
 
@@ -125,6 +130,18 @@ class TextHost:
         self.write_limit(cgroup, LimitKind.LIMIT, min(1 << 20, before.size_bytes))
         self.restore_limit(cgroup, LimitKind.LIMIT, before.text)
         return Moved(asked_bytes=size_bytes, moved_bytes=size_bytes, duration_s=0.0, cpu_s=0.0)
+
+    def read_balloon(self, vm: VmId) -> int:
+        try:
+            return int((self.root / f"{vm}.balloon").read_text())
+        except FileNotFoundError:
+            raise Vanished(place=f"vm {vm}") from None
+
+    def set_balloon(self, vm: VmId, size_bytes: int) -> BalloonSet:
+        before_bytes = self.read_balloon(vm)
+        self.before_write()
+        self.add_vm(vm, size_bytes)
+        return BalloonSet(asked_bytes=size_bytes, before_bytes=before_bytes)
 
     def create_cgroup(self, cgroup: CgroupPath) -> None:
         self.before_write()

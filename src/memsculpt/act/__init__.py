@@ -7,7 +7,7 @@ from memsculpt.act.growth import FaultSampler
 from memsculpt.act.journal import Journal
 from memsculpt.act.lease import Lease, lease_for, restore_command
 from memsculpt.act.ownership import MACHINE_LOCK
-from memsculpt.act.restore import Outcome, Restored, RestoreReport, restore
+from memsculpt.act.restore import Outcome, Restored, RestoreReport, give_up_balloon, restore
 from memsculpt.act.sculpt import PoolMoved, Sculptor, reversed_order, sculpt
 from memsculpt.act.self_meter import SelfMeter
 from memsculpt.act.sense import Sensor
@@ -27,6 +27,7 @@ __all__ = [
     "SelfMeter",
     "Sensor",
     "apply",
+    "give_up_balloon",
     "lease_for",
     "rehearse",
     "restore",

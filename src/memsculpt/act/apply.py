@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from memsculpt.act.budget import Budget
 from memsculpt.act.journal import Journal
 from memsculpt.act.ledger import first_old, widen
-from memsculpt.act.records import CgroupCreated, LimitChange, LimitKept, Origin, ProcessMoved, Undone
+from memsculpt.act.records import BalloonAsked, CgroupCreated, LimitChange, LimitKept, Origin, ProcessMoved, Undone
 from memsculpt.act.sculpt import Sculptor
+from memsculpt.act.sharing import share
 from memsculpt.domain.outcome import Applied, Status
 from memsculpt.domain.plan import (
     Action,
@@ -24,7 +25,9 @@ from memsculpt.domain.plan import (
     Plan,
     Reclaim,
     SculptPool,
+    SetBalloon,
     SetLimit,
+    SetSharing,
 )
 from memsculpt.domain.pool import ColdZone
 from memsculpt.domain.units import format_bytes
@@ -132,10 +135,14 @@ class _Run:
                     return self._reclaim(action, origin)
                 case SetLimit():
                     return self._set_limit(action, origin)
+                case SetBalloon():
+                    return self._set_balloon(action, origin)
                 case CreateCgroup():
                     return self._create(action, origin)
                 case MoveProcess():
                     return self._move(action, origin)
+                case SetSharing():
+                    return self._share(action, origin)
         except (Vanished, Transient, Unavailable, Refused, JournalUnwritable) as error:
             self._count_failure(action)
             return _Done(status=Status.FAILED, problem=str(error))
@@ -309,6 +316,41 @@ class _Run:
             "it is left alone until memsculpt is started again"
         )
         return _Done(status=Status.LEFT_ALONE, done_bytes=present.size_bytes, problem=problem)
+
+    def _share(self, action: SetSharing, origin: Origin) -> _Done:
+        done = share(self._host, self._journal, action, origin)
+        status = Status.LEFT_ALONE if done.is_left_alone else Status.PARTIAL if done.problem else Status.DONE
+        return _Done(status=status, done_bytes=done.saved_bytes, problem=done.problem)
+
+    # --- balloons -----------------------------------------------------------------------------------------------------
+
+    def _set_balloon(self, action: SetBalloon, origin: Origin) -> _Done:
+        """Ask a balloon; what it leaves the guest now is the plan's reading."""
+        to_bytes = action.to_bytes
+        if to_bytes < action.from_bytes:
+            to_bytes = action.from_bytes - self._budget.grant_balloon(action.from_bytes - to_bytes)
+            if to_bytes == action.from_bytes:
+                return _Done(status=Status.FAILED, problem="this second's budget for taking memory is spent")
+        earlier = self._journal.ledger.balloon(action.vm)
+        if earlier is not None and earlier.process != action.process:
+            earlier = None  # another life of the VM: its balloon began anew
+        known = (action.from_bytes, to_bytes) if earlier is None else (earlier.low_bytes, earlier.high_bytes, to_bytes)
+        self._journal.append(
+            BalloonAsked(
+                vm=action.vm,
+                process=action.process,
+                old_bytes=action.from_bytes if earlier is None else earlier.old_bytes,
+                low_bytes=min(known),
+                high_bytes=max(known),
+                origin=origin,
+            )
+        )
+        asked = self._host.set_balloon(action.vm, to_bytes)
+        self._budget.ballooned(max(0, action.from_bytes - to_bytes))
+        if asked.asked_bytes == action.to_bytes:
+            return _Done(status=Status.DONE, done_bytes=asked.asked_bytes)
+        problem = f"asked for {format_bytes(asked.asked_bytes)} instead of {format_bytes(action.to_bytes)}"
+        return _Done(status=Status.PARTIAL, done_bytes=asked.asked_bytes, problem=problem)
 
     # --- cgroups of our own -------------------------------------------------------------------------------------------
 

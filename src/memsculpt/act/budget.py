@@ -21,6 +21,7 @@ class Budget:
 
     page_out_bytes: int = UNLIMITED_BYTES
     page_in_bytes: int = UNLIMITED_BYTES
+    balloon_bytes: int = UNLIMITED_BYTES  # what guests may be asked to give
     short_bytes: int = 0  # freed less than the plan counted on
     withheld_bytes: int = 0  # limits came down by less than the plan counted on
 
@@ -32,6 +33,7 @@ class Budget:
         return cls(
             page_out_bytes=min(int(settings.page_out_bytes_per_s * interval_s), max(0, fill_bytes - used_bytes)),
             page_in_bytes=int(settings.page_in_bytes_per_s * interval_s),
+            balloon_bytes=int(settings.shrink_bytes_per_s * interval_s),
         )
 
     def grant_page_out(self, asked_bytes: int) -> int:
@@ -41,6 +43,14 @@ class Budget:
     def grant_page_in(self, asked_bytes: int) -> int:
         """Return how much of it may be paged in: within the rate, and less what was not freed for it."""
         return max(0, min(asked_bytes, self.page_in_bytes) - self.short_bytes)
+
+    def grant_balloon(self, asked_bytes: int) -> int:
+        """Return how much guests may still be asked to give."""
+        return min(asked_bytes, self.balloon_bytes)
+
+    def ballooned(self, asked_bytes: int) -> None:
+        """Count what a guest was asked to give."""
+        self.balloon_bytes = max(0, self.balloon_bytes - asked_bytes)
 
     def grant_raise(self, asked_bytes: int) -> int:
         """Return how much of a limit's raise is covered by limits that came down."""

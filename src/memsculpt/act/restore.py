@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Undo what an agent left behind, from the journal alone: on exit, at the next start, and by `memsculpt restore`.
 
-Order. Budgets that go up come first, so that the squeezed breathe before anyone else is asked to give; then processes
-go back to where they were, then budgets go down, and last the cgroups of our own are removed. Within one cgroup, and
-for processes and cgroups, the newest change is undone first (v1 keeps LIMIT and HARD in one file: the order counts).
+Order. Budgets that go up come first, so that the squeezed breathe before anyone else is asked to give; then merged
+pages are taken apart, for which there is room then; then processes go back to where they were, then budgets go down,
+and last the cgroups of our own are removed. Within one cgroup, and for processes and cgroups, the newest change is
+undone first (v1 keeps LIMIT and HARD in one file: the order counts).
 
 Whatever holds another value than the one we left is somebody else's by now: it is left alone and reported.
 """
@@ -11,12 +12,26 @@ Whatever holds another value than the one we left is somebody else's by now: it 
 from dataclasses import dataclass
 from enum import Enum
 
+from memsculpt.act import knobs
 from memsculpt.act.journal import Journal
-from memsculpt.act.records import CgroupCreated, Change, LimitChange, ProcessMoved, Undone, key_of
+from memsculpt.act.records import (
+    BalloonAsked,
+    BalloonKey,
+    CgroupCreated,
+    Change,
+    KnobTurned,
+    LimitChange,
+    ProcessMoved,
+    Undone,
+    key_of,
+)
+from memsculpt.domain.units import format_bytes
+from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath
 from memsculpt.errors import Refused, Transient, Unavailable, Vanished
 from memsculpt.host.protocol import Host
 
+BALLOON_STEP_BYTES = 2 << 20  # guests move their balloons by 1 MiB
 _TRIES = 3  # v1 answers EBUSY while it shrinks; each try reclaims some more
 
 
@@ -80,6 +95,12 @@ def restore(host: Host, journal: Journal) -> RestoreReport:
     return report
 
 
+def give_up_balloon(journal: Journal, vm: VmId) -> None:
+    """Take a balloon off the journal: somebody else has set it since, so it is not ours to put back."""
+    if journal.ledger.balloon(vm) is not None:
+        journal.forget(Undone(change=BalloonKey(vm=vm)))
+
+
 class _Undo:
     def __init__(self, host: Host, journal: Journal) -> None:
         self._host = host
@@ -94,7 +115,9 @@ class _Undo:
                 limits.setdefault(change.cgroup, []).append(change)
         raising = {cgroup for cgroup, group in limits.items() if self._raises(group)}
         return [
+            *(change for change in newest_first if isinstance(change, BalloonAsked)),
             *(change for cgroup, group in limits.items() if cgroup in raising for change in group),
+            *knobs.in_order(one for one in newest_first if isinstance(one, KnobTurned)),
             *(change for change in newest_first if isinstance(change, ProcessMoved)),
             *(change for cgroup, group in limits.items() if cgroup not in raising for change in group),
             *(change for change in newest_first if isinstance(change, CgroupCreated)),
@@ -127,8 +150,12 @@ class _Undo:
                 return self._restore_limit(change)
             case ProcessMoved():
                 return self._move_back(change)
+            case KnobTurned():
+                return self._turn_back(change)
             case CgroupCreated():
                 return self._remove(change)
+            case BalloonAsked():
+                return self._restore_balloon(change)
 
     def _restore_limit(self, change: LimitChange) -> Restored:
         what = _name(change)
@@ -160,10 +187,31 @@ class _Undo:
             self._host.move_process(change.process, change.from_cgroup)
         return Restored(what=what, outcome=Outcome.RESTORED, value=change.from_cgroup)
 
+    def _restore_balloon(self, change: BalloonAsked) -> Restored:
+        """Ask for what the guest had; it takes it at its own pace. Memory it had is never less than it has now."""
+        what, old = _name(change), format_bytes(change.old_bytes)
+        present_bytes = self._host.read_balloon(change.vm)
+        low_bytes, high_bytes = change.low_bytes - BALLOON_STEP_BYTES, change.high_bytes + BALLOON_STEP_BYTES
+        if not low_bytes <= present_bytes <= high_bytes:
+            problem = f"it leaves the guest {format_bytes(present_bytes)}, which memsculpt did not ask for"
+            return Restored(what=what, outcome=Outcome.LEFT_ALONE, value=format_bytes(present_bytes), problem=problem)
+        self._host.set_balloon(change.vm, change.old_bytes)
+        return Restored(what=what, outcome=Outcome.RESTORED, value=old)
+
     def _remove(self, change: CgroupCreated) -> Restored:
         """Remove a cgroup of our own; with processes in it, it stays (without a limit), and in the journal."""
         self._host.remove_cgroup(change.cgroup)
         return Restored(what=_name(change), outcome=Outcome.RESTORED, value="removed")
+
+    def _turn_back(self, change: KnobTurned) -> Restored:
+        what = _name(change)
+        done = knobs.put_back(self._host, self._journal, change)
+        if done.problem:
+            return Restored(what=what, outcome=Outcome.FAILED, value=done.text.strip(), problem=done.problem)
+        if not done.is_ours:
+            problem = f"it holds {done.text.strip()!r}, which memsculpt did not write"
+            return Restored(what=what, outcome=Outcome.LEFT_ALONE, value=done.text.strip(), problem=problem)
+        return Restored(what=what, outcome=Outcome.RESTORED, value=done.text.strip())
 
     def _raises(self, group: list[LimitChange]) -> bool:
         """Tell whether undoing gives the cgroup more: its first-made change is what it ends up with."""
@@ -181,5 +229,9 @@ def _name(change: Change) -> str:
             return f"{change.kind.value} of cgroup {change.cgroup!r}"
         case ProcessMoved():
             return f"pid {change.process.pid}"
+        case KnobTurned():
+            return change.knob.describe()
         case CgroupCreated():
             return f"cgroup {change.cgroup!r}"
+        case BalloonAsked():
+            return f"balloon of vm {change.vm!r}"

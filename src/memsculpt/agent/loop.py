@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from memsculpt import act, forecast, learn, plan, profile
+from memsculpt.agent.ballooning import Ballooning, notes_of
 from memsculpt.agent.foresight import Foresight
 from memsculpt.agent.growth_watch import GrowthWatch
 from memsculpt.agent.refitting import Refitting
@@ -92,6 +93,7 @@ class Agent:
         self._sensor = act.Sensor(host, settings.interval_s if looks_beside else 0.0)
         self._touch_cost_s: float | None = None
         self._sculpting = Sculpting(host, settings)
+        self._ballooning = Ballooning(settings, self._sculpting)
         self._growth = GrowthWatch(host, settings, beside=looks_beside)
         self._forecaster = forecast.Forecaster()
         if self._foresight is not None:
@@ -174,7 +176,10 @@ class Agent:
             settings,
             pools=self._sculpting.summaries(observation),
         )
+        self._ballooning.follow(observation, self._planner.balloons, self._journal, may_act=self._may_act())
         applied = self._carry_out(observation, chosen)
+        if self._planner.balloons:
+            self._planner = replace(self._planner, balloons=plan.after_asking(self._planner.balloons, applied))
         self._watch_created(applied)
         for asked, grant in answered:
             asked.answer.set_result(grant)
@@ -371,6 +376,8 @@ class Agent:
 
     def _notes(self, observation: Observation) -> tuple[str, ...]:
         notes = list(observation.notes)
+        if observation.vms and self.report.profiles is not None:
+            notes.extend(notes_of(observation, self.report.profiles))
         if self.report.heat is not None:
             notes.extend(self.report.heat.notes)
         if self.report.growth is not None:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known of every workload now, derived from observations: the forecaster's and planner's view."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from memsculpt.domain.arrays import Bool, Float64, Int64, freeze_columns
+from memsculpt.domain.guest import GuestDemand
 from memsculpt.domain.workload import WorkloadId
 
 
@@ -13,7 +15,8 @@ class Profiles:
 
     Use is told apart: `needed + cold + reclaimable <= resident + kernel + what is being swapped in`.
     `needed` is what the workload would miss within moments; `cold` is anonymous or shared memory that
-    nobody can have touched lately; `reclaimable` is clean page cache.
+    nobody can have touched lately; `reclaimable` is clean page cache. Of a VM whose guest tells, `needed` is the
+    guest's need and QEMU's own: it may be above or below what is resident.
     """
 
     time_s: float
@@ -40,8 +43,9 @@ class Profiles:
     hit_limit: Bool  # since the tick before
     process_idle_s: Float64  # shape (n_processes,), aligned with Observation.processes
     programs: tuple[str, ...] = ()  # as in Observation.workloads
+    guests: Mapping[WorkloadId, GuestDemand] = field(default_factory=dict[WorkloadId, GuestDemand])  # of VMs
 
     def __post_init__(self) -> None:
-        special = ("time_s", "elapsed_s", "ids", "process_idle_s", "programs")
+        special = ("time_s", "elapsed_s", "ids", "process_idle_s", "programs", "guests")
         freeze_columns(self, (name for name in self.__slots__ if name not in special), (len(self.ids),))
         freeze_columns(self, ("process_idle_s",), self.process_idle_s.shape)

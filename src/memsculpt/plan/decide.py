@@ -15,8 +15,8 @@ from memsculpt.domain.plan import Action, CreateCgroup, Division, MoveProcess, P
 from memsculpt.domain.pool import PoolSummary
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Settings
+from memsculpt.plan import balloons, limits, memory, partitions, placement, prefetch, reclaim, situation, zones
 from memsculpt.plan import growth as growing
-from memsculpt.plan import limits, memory, partitions, placement, prefetch, reclaim, situation, zones
 from memsculpt.plan.growth import Growth
 from memsculpt.plan.partitions import Sizes
 from memsculpt.plan.situation import Situation
@@ -70,6 +70,9 @@ def choose(
     outlook = look_ahead(planner, observation, profiles, forecasts, corrections, settings)
     planner, now, sizes, growth = outlook.planner, outlook.now, outlook.sizes, outlook.growth
     holds_still = corrections.backoff_until_s > now.now_s
+    ballooned = balloons.set_balloons(
+        now, planner, observation, profiles, sizes, growth, settings, holds_still=holds_still
+    )
     taken = reclaim.free_ahead(now, planner, observation, profiles, sizes, growth, settings)
     taken = zones.send_cold(now, planner, observation, sizes, growth, taken, pools, settings)
     gathered = zones.gather_hot(now, planner, taken, pools, settings)
@@ -84,9 +87,11 @@ def choose(
         gathered = ()
     pending = () if holds_still else planner.pending
     actions: tuple[Action, ...] = (
+        *ballooned.lowered,
         *taken.actions,
         *budgets.lowered,
         *budgets.raised,
+        *ballooned.raised,
         *placed.created,
         *(action for action in pending if isinstance(action, CreateCgroup)),
         *placed.moved,
@@ -101,9 +106,16 @@ def choose(
         guarantees=budgets.guarantees,
         protections=brought.protections,
         placed=placed.placed,
+        balloons=ballooned.known,
         pending=planner.pending if holds_still else (),
     )
-    held_back = (*_backoff(corrections, now), *taken.held_back, *budgets.held_back, *brought.held_back)
+    held_back = (
+        *_backoff(corrections, now),
+        *ballooned.held_back,
+        *taken.held_back,
+        *budgets.held_back,
+        *brought.held_back,
+    )
     plan = Plan(made_at_s=now.now_s, actions=actions, division=division_of(outlook), held_back=held_back)
     return planner, plan
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.domain.plan import Abilities, Action
 from memsculpt.domain.settings import PartitionSettings
+from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
 
 
@@ -59,6 +60,25 @@ class Asked:
     asked_at_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balloon:
+    """What is known of one VM's balloon. `most_bytes` is the operator's word: nobody is given more than that."""
+
+    process: Instance
+    most_bytes: int  # what it was found with, or what somebody else has set since
+    seen_bytes: int  # at the last plan
+    moved_at_s: float  # when that was last another value
+    asked_bytes: int | None = None  # our last ask; None: it is as others left it
+    asked_from_bytes: int = 0
+    asked_at_s: float = float("-inf")
+    rests_until_s: float = float("-inf")  # left alone until then, because ...
+    rests_why: str = ""
+    refusals_count: int = 0  # in a row
+    is_given_back: bool = False  # somebody, or the guest, took back memory that we had asked for
+    pressed_at_s: float = float("-inf")  # when the guest was last short
+    foreign_at_s: float = float("-inf")  # when somebody else last moved it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PartitionColumns:
     """The configured partitions as columns, made once per configuration."""
@@ -93,4 +113,5 @@ class PlannerState:
     created: tuple[PartitionSettings, ...] = ()  # partitions made for requests, besides the configured ones
     pending: tuple[Action, ...] = ()  # what grants since the last plan need done: made and moved with the next
     placed: frozenset[Instance] = frozenset()  # processes that were asked to move into a cgroup of ours
+    balloons: Mapping[VmId, Balloon] = field(default_factory=dict[VmId, Balloon])
     columns: PartitionColumns | None = field(default=None, compare=False, repr=False)

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is remembered of workloads and processes from one tick to the next. Replaced, never changed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.domain.observation import Workloads
+from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import WorkloadId
+from memsculpt.profile.guests import KnownGuest
 
 COUNTERS = (
     "minor_faults",
@@ -81,6 +84,7 @@ class ProfileState:
     time_s: float | None = None
     workloads: Remembered = field(default_factory=Remembered)
     processes: ProcessTimes = field(default_factory=ProcessTimes)
+    guests: Mapping[VmId, KnownGuest] = field(default_factory=dict[VmId, KnownGuest])
 
 
 def rows_before(ids: tuple[WorkloadId, ...], before: tuple[WorkloadId, ...]) -> Int64:

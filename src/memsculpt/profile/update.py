@@ -5,7 +5,7 @@
 - *cold*: anonymous memory of processes that have not run for `idle_after_s` (docs/methods/profile.md).
 - *needed*: the rest of what is resident, and for a workload that runs with part of its memory swapped
   also what it is pulling back, at most the working set of its last phase; the same for one process that wakes
-  in a workload that runs all the time.
+  in a workload that runs all the time. What a VM needs is its guest's word (guests.py).
 """
 
 import numpy as np
@@ -15,6 +15,7 @@ from memsculpt.domain.observation import Observation, Processes
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Settings
 from memsculpt.profile import idleness
+from memsculpt.profile.guests import follow_guests
 from memsculpt.profile.state import COUNTERS, ProfileState, Remembered, counters_of, rows_before
 
 # A start is over when the workload has hardly grown for a while, when its first phase has ended, or at
@@ -64,9 +65,21 @@ def update(state: ProfileState, observation: Observation, settings: Settings) ->
     lacking = np.maximum(pulled, _sum_by_workload(ran.lacks_bytes, processes, len(seen.ids)))
     coming = np.minimum(lacking, seen.swapped_bytes).astype(np.int64)
     needed = np.where(is_active, np.maximum(needed + coming, np.where(has_woken, wanted, 0)), needed)
+    guests = follow_guests(state.guests, observation)
+    if guests.rows is not None:  # a guest knows better than its host what it needs
+        needed = np.where(guests.rows.is_told, guests.rows.needed_bytes, needed)
     remembered = _remember(
         kept, observation, counters, needed, per_s["footprint_bytes"], is_active, has_woken, elapsed_s
     )
+    minor_faults_per_s, cpu_ratio, io_bytes_per_s = rising["minor_faults"], rising["cpu_s"], rising["io_bytes"]
+    working_set = remembered.working_set_bytes.copy()
+    if guests.rows is not None:
+        told = guests.rows
+        # A VM's phases are its guest's, and QEMU never rests: the most it ever needed is no working set.
+        working_set = np.where(told.is_told, needed, working_set)
+        minor_faults_per_s = minor_faults_per_s + told.faults_per_s
+        cpu_ratio = np.where(np.isnan(told.cpu_ratio), cpu_ratio, told.cpu_ratio)
+        io_bytes_per_s = np.where(np.isnan(told.io_bytes_per_s), io_bytes_per_s, told.io_bytes_per_s)
     profiles = Profiles(
         time_s=now_s,
         elapsed_s=elapsed_s,
@@ -74,14 +87,14 @@ def update(state: ProfileState, observation: Observation, settings: Settings) ->
         needed_bytes=needed,
         cold_bytes=cold,
         reclaimable_bytes=np.minimum(seen.reclaimable_bytes, seen.file_bytes),
-        working_set_bytes=remembered.working_set_bytes.copy(),
+        working_set_bytes=working_set,
         growth_bytes_per_s=rising["footprint_bytes"],
         release_bytes_per_s=np.maximum(-per_s["footprint_bytes"], 0.0),
-        minor_faults_per_s=rising["minor_faults"],
+        minor_faults_per_s=minor_faults_per_s,
         major_faults_per_s=rising["major_faults"],
         refaults_per_s=rising["refaults"],
-        cpu_ratio=rising["cpu_s"],
-        io_bytes_per_s=rising["io_bytes"],
+        cpu_ratio=cpu_ratio,
+        io_bytes_per_s=io_bytes_per_s,
         some_stall_ratio=rising["some_stall_s"],
         full_stall_ratio=rising["full_stall_s"],
         idle_s=idle_s,
@@ -92,8 +105,10 @@ def update(state: ProfileState, observation: Observation, settings: Settings) ->
         hit_limit=change[:, COUNTERS.index("limit_hits")] > 0.0,
         process_idle_s=process_idle_s,
         programs=seen.programs,
+        guests=guests.demands,
     )
-    return ProfileState(time_s=now_s, workloads=remembered, processes=ran.times), profiles
+    state = ProfileState(time_s=now_s, workloads=remembered, processes=ran.times, guests=guests.known)
+    return state, profiles
 
 
 def _sum_by_workload(column: Int64, processes: Processes, count: int) -> Float64:

@@ -12,7 +12,9 @@ from memsculpt.domain.plan import (
     Reason,
     Reclaim,
     SculptPool,
+    SetBalloon,
     SetLimit,
+    SetSharing,
 )
 from memsculpt.domain.report import Report
 from memsculpt.domain.units import format_bytes, format_duration_s
@@ -26,8 +28,10 @@ KINDS: dict[type[Action], str] = {
     Reclaim: "reclaim",
     SculptPool: "sculpt-pool",
     SetLimit: "set-limit",
+    SetBalloon: "set-balloon",
     CreateCgroup: "create-cgroup",
     MoveProcess: "move-process",
+    SetSharing: "set-sharing",
 }
 
 
@@ -92,13 +96,19 @@ def view_action(action: Action, now_s: float) -> ActionView:
         view.cgroup, view.to_cgroup = words.text_of(action.from_cgroup), words.text_of(action.to_cgroup)
         view.pid = action.process.pid
         view.size_bytes = action.charged_bytes
+    elif isinstance(action, SetSharing):
+        view.size_bytes = action.size_bytes
+    elif isinstance(action, SetBalloon):
+        view.workload = words.text_of(action.workload)
+        view.pid = action.process.pid
     else:
         view.cgroup = words.text_of(action.cgroup)
     if isinstance(action, Reclaim):
         view.size_bytes = action.size_bytes
+    if isinstance(action, SetLimit | SetBalloon):
+        view.from_bytes, view.to_bytes = action.from_bytes, action.to_bytes
     if isinstance(action, SetLimit):
         view.limit = action.kind.value
-        view.from_bytes, view.to_bytes = action.from_bytes, action.to_bytes
         view.lift_in_s = None if action.lift_at_s is None else max(0.0, action.lift_at_s - now_s)
     return view
 

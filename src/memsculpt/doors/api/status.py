@@ -2,12 +2,22 @@
 """GET /v1/status: everything at a glance."""
 
 import memsculpt
+from memsculpt import plan
 from memsculpt.domain.observation import HostMemory
 from memsculpt.domain.report import Report, Scores
 from memsculpt.doors import words
 from memsculpt.doors.api.actions import view_actions
 from memsculpt.doors.api.partitions import list_partitions
-from memsculpt.doors.api.schema import AgentView, BackoffView, MemoryView, SamplingView, ScoresView, StatusView
+from memsculpt.doors.api.schema import (
+    AgentView,
+    BackoffView,
+    MemoryView,
+    OvercommitView,
+    SamplingView,
+    ScoresView,
+    StatusView,
+)
+from memsculpt.doors.api.vms import list_vms
 from memsculpt.doors.api.workloads import list_workloads
 
 RECENT_ACTIONS = 20
@@ -33,6 +43,27 @@ def view_status(report: Report) -> StatusView:
         notes=[words.text_of(note) for note in report.notes],
         last_problem=words.text_of(report.last_problem),
         growth=_view_sampling(report),
+        vms=list_vms(report),
+        overcommit=view_overcommit(report),
+    )
+
+
+def view_overcommit(report: Report) -> OvercommitView | None:
+    """Return how far the partitions' VMs are overcommitted; None where they hold none."""
+    observation, profiles, forecasts = report.observation, report.profiles, report.forecasts
+    if observation is None or profiles is None or forecasts is None:
+        return None
+    found = plan.overcommit_of(observation, profiles, forecasts, report.settings)
+    if found is None:
+        return None
+    return OvercommitView(
+        vm_count=found.vm_count,
+        reach_bytes=found.reach_bytes,
+        capacity_bytes=found.capacity_bytes,
+        ratio=found.ratio,
+        horizon_s=found.horizon_s,
+        together_ratio=found.together_ratio,
+        apart_ratio=found.apart_ratio,
     )
 
 

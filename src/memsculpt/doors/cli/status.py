@@ -9,6 +9,7 @@ from memsculpt.doors import words
 from memsculpt.doors.cli import options
 from memsculpt.doors.cli.command_line import Subparsers
 from memsculpt.doors.cli.partitions import partition_table, shown_quantile
+from memsculpt.doors.cli.vms import vm_table
 
 FEW_WORKLOADS = 12
 FEW_ACTIONS = 5
@@ -42,6 +43,8 @@ def status_words(status: dict[str, Any], *, every: bool = False) -> str:
         blocks.append(partition_table(status["partitions"]))
     if status["workloads"]:
         blocks.append(_workload_table(status["workloads"], len(status["workloads"]) if every else FEW_WORKLOADS))
+    if status["vms"]:
+        blocks.append(vm_table(status))
     blocks.append("\n".join([_score_line(status["scores"]), *_action_lines(status["actions"])]))
     troubles = [f"note: {words.printable(note)}" for note in status["notes"]]
     if status["last_problem"]:
@@ -74,7 +77,20 @@ def _head(status: dict[str, Any]) -> str:
             f"swap {format_bytes(memory['swap_total_bytes'])}, {format_bytes(swap_used)} used; "
             f"partitions may share {format_bytes(status['capacity_bytes'])}"
         )
+    if status["overcommit"]:
+        lines.append(overcommit_words(status["overcommit"]))
     return "\n".join(lines)
+
+
+def overcommit_words(overcommit: dict[str, Any]) -> str:
+    """Return how far VMs are overcommitted, and the risk, as a line."""
+    return (
+        f"VMs     {overcommit['vm_count']} may reach {format_bytes(overcommit['reach_bytes'])}, "
+        f"{overcommit['ratio']:.2f} times the {format_bytes(overcommit['capacity_bytes'])} there are for them; chance "
+        f"that they need more within {format_duration_s(overcommit['horizon_s'])}: "
+        f"{words.percent(overcommit['apart_ratio'])}, and {words.percent(overcommit['together_ratio'])} if they peak "
+        "together"
+    )
 
 
 def _workload_table(workloads: list[dict[str, Any]], most: int) -> str:

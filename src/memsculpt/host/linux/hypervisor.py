@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from memsculpt.domain.vm import BalloonSet, GuestRam, VmId, VmState
 from memsculpt.errors import Refused, Transient, Unavailable, Vanished
-from memsculpt.host.linux import guest_ram
+from memsculpt.host.linux import guest_ram, ksm_offers
 from memsculpt.host.linux.qmp import Answer, Command, CommandError
 from memsculpt.host.linux.virtual_machines import Machine, VirtualMachines
 from memsculpt.host.linux.vm_asking import size_in
@@ -22,6 +22,10 @@ class LinuxHypervisor:
         """Return where the guest's memory lies; see the protocol."""
         machine = self._machine(vm)
         return guest_ram.find(machine.id, machine.process, lambda commands: self._asked(machine, commands))
+
+    def read_balloon(self, vm: VmId) -> int:
+        """Return what the balloon leaves the guest; see the protocol."""
+        raise Vanished(place=f"vm {vm}")
 
     def set_balloon(self, vm: VmId, size_bytes: int) -> BalloonSet:
         """Ask a balloon; see the protocol."""
@@ -45,6 +49,17 @@ class LinuxHypervisor:
         if actual is None:
             raise Transient(place=place, problem="does not tell its balloon's size", retry_in_s=RETRY_IN_S)
         return BalloonSet(asked_bytes=size_bytes, before_bytes=actual)
+
+    def is_offered(self, vm: VmId) -> bool:
+        """Tell whether the guest's RAM is offered to KSM; see the protocol."""
+        machine = self._machine(vm)
+        return ksm_offers.is_offered(lambda commands: self._asked(machine, commands))
+
+    def offer(self, vm: VmId, *, to_ksm: bool) -> bool:
+        """Offer the guest's RAM to KSM or take it back; see the protocol."""
+        machine = self._machine(vm)
+        place = f'VM "{machine.name}"'
+        return ksm_offers.offer(lambda commands: self._asked(machine, commands), to_ksm=to_ksm, place=place)
 
     def _machine(self, vm: VmId) -> Machine:
         machine = self._vms.get(vm)

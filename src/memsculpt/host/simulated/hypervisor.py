@@ -44,6 +44,10 @@ class SimulatedHypervisor:
             is_mergeable=True,
         )
 
+    def read_balloon(self, vm: VmId) -> int:
+        """Return what the balloon leaves the guest; see the protocol."""
+        raise Vanished(place=f"vm {vm}")
+
     def set_balloon(self, vm: VmId, size_bytes: int) -> BalloonSet:
         """Ask a balloon; see the protocol."""
         _, guest = self._answering(vm)
