@@ -28,7 +28,7 @@ class Bench:
 
 BENCHES = {
     "isolation": Bench(
-        line="a cache beside two analytic jobs under one limit: five ways of managing memory",
+        line="a cache beside two analytic jobs under one limit: ways of managing memory",
         module="isolation_rounds",
         page="memsculpt_bench.isolation_report",
         options=("swap",),
@@ -49,6 +49,11 @@ BENCHES = {
         module="phase_rounds",
         page="memsculpt_bench.phase_report",
         options=("part", "merge", "first_round"),
+    ),
+    "build": Bench(
+        line="a parallel build of a C project: how little memory will do before it takes longer",
+        module="build_rounds",
+        options=("keep", "stop_after"),
     ),
     "vm-pool": Bench(
         line="how much of an idle guest's memory leaves, on which backing, and whether it sees its bytes again",
@@ -76,6 +81,8 @@ def add_command(subparsers: Subparsers) -> None:
         "--merge", type=Path, nargs="+", default=None, help="phases: run nothing, put these --json results together"
     )
     parser.add_argument("--html", type=Path, default=None, help="write a self-contained page with plots")
+    parser.add_argument("--keep", type=Path, default=None, help="build: write each run to this file, or go on from it")
+    parser.add_argument("--stop-after", type=_count, default=None, help="build: begin no run after so many seconds")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
