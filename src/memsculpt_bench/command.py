@@ -59,6 +59,10 @@ BENCHES = {
         line="identical pages of real guests: what merging was to save and saved, and nothing across trust groups",
         module="sharing",
     ),
+    "vm-pool": Bench(
+        line="how much of an idle guest's memory leaves, on which backing, and whether it sees its bytes again",
+        module="vm_pool",
+    ),
     "planning": Bench(line="how long it takes to divide memory among 10,000 partitions", module="planning"),
 }
 
