@@ -6,9 +6,9 @@ has, down to what it uses and a part of 20 % free that falls with the host's own
 (a negative part). Above 20 % every guest grows by 5 %, at once up to what it uses and 20 % free. Changes below 0.25 %
 are left. Figures of guests and host are means over its last samples.
 
-Proxmox (PVE::AutoBalloon, pvestatd): the host is to be 80 % full. What is missing or over is divided by shares among the
-guests above their minimum, at most 100 MiB a guest and turn; growing begins with guests whose free memory is below a
-quarter of their minimum, shrinking with the others; within 10 MiB of the target nothing is done.
+Proxmox (PVE::AutoBalloon, pvestatd): the host is to be 80 % full. What is missing or over is divided by shares among
+the guests above their minimum, at most 100 MiB a guest and turn; growing begins with guests whose free memory is below
+a quarter of their minimum, shrinking with the others; within 10 MiB of the target nothing is done.
 """
 
 from collections.abc import Callable, Mapping, Sequence

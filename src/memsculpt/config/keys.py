@@ -98,4 +98,21 @@ MATCH = {
     "label": Key("label", values.text('"batch"')),
 }
 
-SECTIONS = {"agent": AGENT, "observe": OBSERVE, "sense": SENSE, "profile": PROFILE, "forecast": FORECAST, "plan": PLAN}
+VMS = {
+    "discover": Key("discover", values.flag),
+    "sockets": Key("sockets", values.texts('["/run/vms/*.qmp"]', most=64)),
+    "timeout": Key("timeout_s", values.duration(0.1, 60.0)),
+    "dirty_every": Key("dirty_every_s", values.duration(0.0, 3600.0)),
+    "balloon": Key("balloon", values.flag),
+    "floor": Key("floor_bytes", values.size(low_bytes=64 << 20)),
+}
+
+SECTIONS = {
+    "agent": AGENT,
+    "observe": OBSERVE,
+    "sense": SENSE,
+    "profile": PROFILE,
+    "forecast": FORECAST,
+    "plan": PLAN,
+    "vms": VMS,
+}

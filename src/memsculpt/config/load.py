@@ -20,6 +20,7 @@ from memsculpt.domain.settings import (
     ProfileSettings,
     SenseSettings,
     Settings,
+    VmSettings,
 )
 from memsculpt.domain.workload import Match
 from memsculpt.errors import ConfigError
@@ -145,6 +146,7 @@ class _Reading:
             profile=ProfileSettings(**self.section("profile")),
             forecast=ForecastSettings(**self.section("forecast")),
             plan=PlanSettings(**self.section("plan")),
+            vms=VmSettings(**self.section("vms")),
         )
         partitions = self._partitions()
         checks.check_sections(whole, self._complain_at)
