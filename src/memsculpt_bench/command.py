@@ -20,6 +20,7 @@ BENCHES = {
     "hotzone": "what is hot is gathered in huge pages, what is sparse is not: throughput and memory",
     "cold": "how much of a program's memory can be taken before it notices",
     "phases": "a program with working sets that take turns under a limit for one of them: six ways of bringing back",
+    "vms": "VMs whose days come one after the other, in less memory than their days need together: four ways",
     "planning": "how long it takes to divide memory among 10,000 partitions",
 }
 
@@ -74,6 +75,9 @@ def _run(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
     if args.name in {"hotzone", "cold"}:
         zones = importlib.import_module(f"memsculpt_bench.{args.name}")
         return zones.run(rounds=rounds, quick=args.quick, say=zones.say_to_stderr)
+    if args.name == "vms":
+        machines = importlib.import_module("memsculpt_bench.vms_rounds")
+        return machines.run(rounds=rounds, quick=args.quick, say=machines.say_to_stderr)
     if args.name == "sense":
         sense = importlib.import_module("memsculpt_bench.sense")
         return sense.run(rounds=rounds, quick=args.quick, say=sense.say_to_stderr)

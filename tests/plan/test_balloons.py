@@ -86,7 +86,7 @@ class TestBounds:
     def test_steps_are_bounded_and_wait_for_the_guest(self):
         planner, plan = plan_for((IDLE, BUSY), capacity=TIGHT_MIB)
         ask = asks_of(plan)["idle"]
-        assert 0 < ask.from_bytes - ask.to_bytes <= IDLE.ram * MIB / 4 + MIB
+        assert 0 < ask.from_bytes - ask.to_bytes <= IDLE.ram * MIB / 2 + MIB
         planner = asked(planner, plan, 1000.0)
         _, plan = plan_for((IDLE, BUSY), capacity=TIGHT_MIB, planner=planner, now_s=1001.0)
         assert "idle" not in asks_of(plan), "the step before is still under way"

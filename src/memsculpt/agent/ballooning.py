@@ -23,6 +23,7 @@ from memsculpt.plan import Balloon
 log = logging.getLogger(__name__)
 
 MEASURE_EVERY_S = 60.0
+UNDER_WAY_S = 5.0  # a balloon that moves again within so long is on the same way
 
 
 def notes_of(observation: Observation, profiles: Profiles) -> tuple[str, ...]:
@@ -72,9 +73,13 @@ class Ballooning:
             balloon = balloons.get(reading.id)
             if balloon is None or balloon.foreign_at_s <= self._foreign_at_s.get(reading.id, float("-inf")):
                 continue
-            self._foreign_at_s[reading.id] = balloon.foreign_at_s
+            is_new = balloon.foreign_at_s - self._foreign_at_s.get(reading.id, float("-inf")) > UNDER_WAY_S
+            if is_new:  # or it is still on its way to what was asked for
+                self._foreign_at_s[reading.id] = balloon.foreign_at_s
             if balloon.asked_bytes is None and journal is not None:
                 act.give_up_balloon(journal, reading.id)
+            if not is_new:
+                continue
             size = format_bytes(balloon.seen_bytes)
             log.info("%s: its balloon was moved by somebody else, to %s", reading.workload, size)
             asked += self._ask(reading, balloon.seen_bytes)

@@ -5,10 +5,10 @@
 it back. What a partition's VMs may hold together is divided among them as partitions divide the host: so that the
 chance of falling short is equal at the margin (partitions.py). Then, for each guest:
 
-- Never below what it is forecast to need, a margin, its part of the guarantee, and `[vms] floor`; the margin is larger
-  where the guest would die of a wrong forecast (no deflate-on-oom).
-- Raised at once when its forecast, or its own distress (swap-ins, faults, little available), asks for it; as spare
-  room allows otherwise, in steps.
+- Never below what it needs and is forecast to need (the median), a margin, its part of the guarantee, and `[vms]
+  floor`; the margin is larger where the guest would die of a wrong forecast (no deflate-on-oom).
+- Raised at once to what it is forecast to need at NEED_LEVEL, as far as its part of the room goes, or when it is in
+  distress by itself (swap-ins, faults, little available); as spare room allows otherwise, in steps.
 - Lowered in steps, one at a time, faster when the host is about to run short; not at all while the host has room, while
   the guest is or was short, or where nothing would come free: memory that was never touched, or that free page
   reporting has returned already.
@@ -39,9 +39,9 @@ STEP_BYTES = MIB
 MARGIN_RATIO, MARGIN_LEAST_BYTES = 0.05, 16 * MIB
 WIDE_MARGIN_RATIO, WIDE_MARGIN_LEAST_BYTES = 0.10, 32 * MIB
 # Of the guest's memory in a second. 256 MiB take a guest 0.6 to 0.9 s (docs/costs.md), on a processor of its own.
-CALM_RATIO_PER_S, URGENT_RATIO_PER_S, SPARE_RATIO_PER_S = 1 / 64, 1 / 4, 1 / 32
+CALM_RATIO_PER_S, URGENT_RATIO_PER_S, SPARE_RATIO_PER_S = 1 / 64, 1 / 2, 1 / 32
 # Of the capacity: below the first nobody is asked to give and spare room is handed out; the second is urgent.
-CALM_FILL_RATIO, URGENT_FILL_RATIO = 0.8, 0.95
+CALM_FILL_RATIO, URGENT_FILL_RATIO = 0.8, 1.0
 SPARE_WORTH_RATIO = 0.05  # of the guest's memory: spare room below this is not worth a step
 # The guest is short: it swaps in or faults with little left, or has next to nothing. With much left it only goes back
 # to what it had swapped before.
@@ -73,6 +73,7 @@ class _Vm:
     partition: int
     margin_bytes: int
     lowest_bytes: int
+    wanted_bytes: int  # at NEED_LEVEL, where there is room
     is_short: bool
 
     @property
@@ -171,7 +172,7 @@ def _movable(
             held_back.append(Reason(code="balloon-rests", text=text, figures=figures))
             continue
         found.append(_vm(now, reading, demand, balloon, row, partition, count_of[partition], settings))
-    return found, withdrawn, held_back
+    return sorted(found, key=lambda vm: vm.reading.workload), withdrawn, held_back
 
 
 _REFUSED = "its guest does not follow, so what it was asked for is taken back: it keeps {to_bytes}"
@@ -192,7 +193,8 @@ def _vm(
     if needs > balloon.need_bytes + GREW_BYTES and balloon.need_bytes:
         balloon = replace(balloon, grew_at_s=now.now_s)
     balloon = replace(balloon, need_bytes=needs, pressed_at_s=now.now_s if short else balloon.pressed_at_s)
-    need = max(int(now.workloads.need_bytes[row]) - demand.overhead_bytes, demand.need_bytes or 0)
+    need = max(int(now.workloads.median_bytes[row]) - demand.overhead_bytes, needs)
+    likely = max(int(now.workloads.need_bytes[row]) - demand.overhead_bytes, needs)
     is_safe = reading.features.deflate_on_oom
     margin = margin_bytes(need, is_safe=is_safe)
     if balloon.foreign_at_s > now.now_s - 20 * SHORT_REST_S:  # it was wrong before: it took memory back
@@ -211,9 +213,14 @@ def _vm(
         row=row,
         partition=partition,
         margin_bytes=margin,
-        lowest_bytes=min(-(-lowest // STEP_BYTES) * STEP_BYTES, balloon.most_bytes),
+        lowest_bytes=_rounded(lowest, balloon),
+        wanted_bytes=_rounded(max(likely + margin, lowest), balloon),
         is_short=short,
     )
+
+
+def _rounded(size_bytes: int, balloon: Balloon) -> int:
+    return min(-(-size_bytes // STEP_BYTES) * STEP_BYTES, balloon.most_bytes)
 
 
 def _shares(now: Situation, movable: list[_Vm], sizes: Sizes) -> Mapping[VmId, int]:
@@ -224,7 +231,7 @@ def _shares(now: Situation, movable: list[_Vm], sizes: Sizes) -> Mapping[VmId, i
     """
     if not movable:
         return {}
-    vms = sorted(movable, key=lambda vm: vm.reading.workload)
+    vms = movable
     mine = np.zeros(len(now.workloads.ids), np.bool_)
     mine[[vm.row for vm in vms]] = True
     inside = now.workloads.partition_row >= 0
@@ -279,18 +286,19 @@ def _demand_of(now: Situation, vms: list[_Vm]) -> Demand:
 def _raise(now: Situation, vm: _Vm, target: int, fill_ratio: float, elapsed_s: float) -> SetBalloon | None:
     """Give back at once what is needed, and spare room in steps."""
     figures = _figures(now, vm)
-    if vm.now_bytes < vm.lowest_bytes:
+    goal = max(vm.lowest_bytes, min(vm.wanted_bytes, target))
+    if vm.now_bytes < goal:
         if not vm.demand.is_told:
             text = "nothing is known of its need any more, so it gets its memory back"
-            return _ask(now, vm.reading, vm.row, vm.balloon, vm.lowest_bytes, "balloon-silent", text, figures)
+            return _ask(now, vm.reading, vm.row, vm.balloon, goal, "balloon-silent", text, figures)
         if vm.is_short:
             text = (
                 "its guest is short: {available_bytes} available, {swap_in_bytes} a second coming from its swap, "
                 "{major_faults} major faults a second"
             )
-            return _ask(now, vm.reading, vm.row, vm.balloon, vm.lowest_bytes, "balloon-short", text, figures)
+            return _ask(now, vm.reading, vm.row, vm.balloon, goal, "balloon-short", text, figures)
         text = "its guest is forecast to need {need_bytes}, and keeps a margin of {margin_bytes}"
-        return _ask(now, vm.reading, vm.row, vm.balloon, vm.lowest_bytes, "balloon-need", text, figures)
+        return _ask(now, vm.reading, vm.row, vm.balloon, goal, "balloon-need", text, figures)
     if fill_ratio >= CALM_FILL_RATIO:
         return None
     spare = min(target, vm.now_bytes + int(SPARE_RATIO_PER_S * vm.reading.ram_bytes * elapsed_s))
@@ -345,7 +353,6 @@ def _figures(now: Situation, vm: _Vm) -> dict[str, float]:
     return {
         "need_bytes": float(max(need, vm.demand.need_bytes or 0)),
         "margin_bytes": float(vm.margin_bytes),
-        "lowest_bytes": float(vm.lowest_bytes),
         "available_bytes": float(vm.demand.available_bytes),
         "swap_in_bytes": vm.demand.swap_in_bytes_per_s,
         "major_faults": vm.demand.major_faults_per_s,

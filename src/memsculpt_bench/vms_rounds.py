@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole of bench vms: the rounds, how fast somebody else's balloon request is answered, and the figures."""
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from memsculpt.doors.client import Client
+from memsculpt_bench import contract, vms, vms_guests
+from memsculpt_bench.contract import Figure
+from memsculpt_bench.guests.debian import Unavailable
+from memsculpt_bench.isolation import Agent
+from memsculpt_bench.lab import LabUnavailable, open_lab, poll, sweep, zram_swap
+from memsculpt_bench.vms import FIXED, MEMSCULPT, MIB, MOM, PROXMOX, Arm, Scenario
+from memsculpt_bench.vms_guests import DailyMachine
+
+Result = dict[str, Any]
+Say = Callable[[str], None]
+
+MORE_RATIOS, QUICK_RATIOS = (
+    (1.2, 1.4, 1.6),
+    (1.4,),
+)  # of the limit: fixed parts with more memory, to find how much they need
+ASKED_BYTES = 300 * MIB
+LOOKED_S = 25.0  # the agent has looked at the guests' pages twice by then
+
+
+def run(*, rounds: int, quick: bool, say: Say) -> Result:
+    """Run the bench and return the contract's object."""
+    vms.check_machine()
+    for leftover in sweep():
+        say(f"removed {leftover}, left by an earlier bench")
+    scenario = replace(Scenario(), warm_periods=3, periods=1) if quick else Scenario()
+    folder = Path(tempfile.mkdtemp(prefix="memsculpt-lab-"))
+    try:
+        machine = vms_guests.prepare(folder, memory_bytes=scenario.memory_bytes)
+        return run_rounds(scenario, machine, rounds, say, quick=quick)
+    except Unavailable as error:
+        raise LabUnavailable(str(error)) from error
+    finally:
+        shutil.rmtree(folder)
+
+
+def run_rounds(scenario: Scenario, machine: DailyMachine, rounds: int, say: Say, *, quick: bool) -> Result:
+    """Run all rounds with a machine that was saved, and gather the figures."""
+    arms = [FIXED, MOM, PROXMOX, MEMSCULPT]
+    ratios = QUICK_RATIOS if quick else MORE_RATIOS
+    more = [replace(FIXED, name=f"fixed-{ratio:g}", limit_ratio=ratio) for ratio in ratios]
+    runs: dict[str, list[Result]] = {arm.name: [] for arm in (*arms, *more)}
+    reactions: list[Result] = []
+    for number in range(rounds):
+        shift = number % len(arms)  # no arm always runs first, on a rested machine
+        for arm in (*arms[shift:], *arms[:shift], *more):
+            result = vms.run_arm(arm, _shortened(arm, scenario), machine)
+            say(f"round {number + 1}: {vms.summary_of(result)}")
+            runs[arm.name].append(result)
+        reactions.append(react(scenario, machine, say))
+    return contract.result(
+        "vms",
+        rounds,
+        runs,
+        figures_of(runs, reactions),
+        scenario={name: getattr(scenario, name) for name in scenario.__slots__},
+        reactions=reactions,
+        real="guests are real: Linux under QEMU's emulation, one virtual processor each",
+        verdict=verdict(runs, reactions),
+    )
+
+
+def _shortened(arm: Arm, scenario: Scenario) -> Scenario:
+    """Return the scenario for an arm: fixed parts learn nothing, so one period is warm-up enough."""
+    return replace(scenario, warm_periods=1) if arm.is_fixed else scenario
+
+
+def react(scenario: Scenario, machine: DailyMachine, say: Say) -> Result:
+    """Have an operator move a balloon, and time the agent: until it has planned anew, and until it has sculpted."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memsculpt-lab-")))
+        stack.enter_context(zram_swap(vms.SWAP_BYTES))
+        lab = stack.enter_context(open_lab(scenario.names))
+        lab.limit(scenario.limit_bytes)
+        guests = vms.start_guests(stack, lab, scenario, machine, folder)
+        agent = stack.enter_context(Agent(vms.agent_config(scenario, folder), folder))
+        vms.start_days(guests, scenario)
+        client = Client(str(folder / "agent.sock"))
+        name = scenario.names[-1]
+        poll(lambda: _knows(client, name), what=f"the agent to know {name}", timeout_s=30.0)
+        time.sleep(LOOKED_S)
+        before = _pool(client, name)
+        guest = guests[name]
+        asked_bytes = min(ASKED_BYTES, guest.balloon() - 64 * MIB)
+        begin_s = time.monotonic()
+        guest.ask("balloon", value=asked_bytes)
+        times: dict[str, float] = {}
+        while time.monotonic() < begin_s + 15.0 and len(times) < 2:
+            if "planned" not in times and _stands_back(client, name):
+                times["planned"] = time.monotonic() - begin_s
+            if "sculpted" not in times and _is_sculpted(client, name, before, asked_bytes):
+                times["sculpted"] = time.monotonic() - begin_s
+            time.sleep(0.01)
+        told = ", ".join(f"{each} after {took_s:.2f} s" for each, took_s in times.items()) or "nothing came of it"
+        say(f"a balloon moved by an operator: {told}")
+        took = {f"{each}_s": took_s for each, took_s in times.items()}
+        return {"asked_bytes": asked_bytes, **took, "agent": agent.measure()}
+
+
+def _knows(client: Client, name: str) -> bool:
+    return any(one["id"] == f"vm:{name}" for one in client.get("/v1/status")["workloads"])
+
+
+def _stands_back(client: Client, name: str) -> bool:
+    held_back = client.get("/v1/plan")["held_back"]
+    return any(one["code"] == "balloon-rests" and f"vm:{name}" in one["text"] for one in held_back)
+
+
+def _is_sculpted(client: Client, name: str, before: tuple[Any, ...], asked_bytes: int) -> bool:
+    """Tell whether all that the balloon leaves was sculpted anew; what the agent does by itself asks for less."""
+    now = _pool(client, name)
+    return now != before and bool(now) and now[0] >= asked_bytes
+
+
+def _pool(client: Client, name: str) -> tuple[Any, ...]:
+    """Return what changes when a pool is sculpted."""
+    for one in client.get("/v1/pools")["pools"]:
+        if one["pool"].startswith(f"vm:{name}"):
+            return one["asked_bytes"], one["reason"], one["moved_bytes"]
+    return ()
+
+
+def figures_of(runs: Mapping[str, Sequence[Result]], reactions: Sequence[Result]) -> dict[str, Figure]:
+    """Return the issue's figures: ratios within a round, their median and range over the rounds."""
+    ours = [_touched(result) for result in runs["memsculpt"]]
+    rules = [min(_touched(one), _touched(other)) for one, other in zip(runs["mom"], runs["proxmox"], strict=True)]
+    planned = [one.get("planned_s", float("inf")) for one in reactions]
+    sculpted = [one.get("sculpted_s", float("inf")) for one in reactions]
+    return {
+        "faults_better_rule_over_ours": contract.at_least(
+            3.0, [rule / max(mine, 1) for rule, mine in zip(rules, ours, strict=True)]
+        ),
+        "memory_fixed_over_ours_same_stall": contract.at_least(1.4, same_stall_ratios(runs)),
+        "balloon_request_planned_s": contract.at_most(1.0, planned),
+        "balloon_request_sculpted_s": contract.at_most(1.0, sculpted),
+    }
+
+
+def _touched(result: Result) -> int:
+    """Return the pages that had to come back: swapped in by guests, and faulted in on the host."""
+    return result["guest_swap_ins"] + result["host_major_faults"]
+
+
+def same_stall_ratios(runs: Mapping[str, Sequence[Result]]) -> list[float]:
+    """Return, by round, how much memory fixed parts take for memsculpt's stall, in memsculpt's memory.
+
+    Between two tried sizes stall falls linearly. Where even the largest tried stalls longer, it is that size: a lower
+    bound.
+    """
+    fixed = [name for name in runs if name.startswith("fixed")]
+    ratios: list[float] = []
+    for number, ours in enumerate(runs["memsculpt"]):
+        tried = sorted((runs[name][number]["limit_bytes"], runs[name][number]["stall_s"]) for name in fixed)
+        ratios.append(_memory_for(tried, ours["stall_s"]) / ours["limit_bytes"])
+    return ratios
+
+
+def _memory_for(tried: Sequence[tuple[int, float]], stall_s: float) -> float:
+    before = tried[0]
+    if before[1] <= stall_s:
+        return float(before[0])
+    for size, stalled in tried[1:]:
+        if stalled <= stall_s:
+            part = (before[1] - stall_s) / (before[1] - stalled)
+            return before[0] + part * (size - before[0])
+        before = (size, stalled)
+    return float(before[0])
+
+
+def verdict(runs: Mapping[str, Sequence[Result]], reactions: Sequence[Result]) -> list[str]:
+    """Return the closing lines."""
+    lines: list[str] = []
+    for arm, results in runs.items():
+        swaps = median(one["guest_swap_ins"] for one in results)
+        faults = median(one["host_major_faults"] for one in results)
+        stall_s = median(one["stall_s"] for one in results)
+        late_s = median(one["service_stall_s"] for one in results)
+        lines.append(
+            f"{arm:<10} {results[0]['limit_bytes'] // MIB:>5} MiB: {swaps:.0f} guest swap-ins, {faults:.0f} host major "
+            f"faults, {stall_s:.1f} s stalled on memory, services late by {late_s:.1f} s"
+        )
+    sculpted = [one["sculpted_s"] for one in reactions if "sculpted_s" in one]
+    if sculpted:
+        lines.append(f"a balloon moved by somebody else: sculpted {median(sculpted):.2f} s later")
+    return lines
+
+
+def say_to_stderr(text: str) -> None:
+    """Tell a person how the bench goes; stdout belongs to --json."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
