@@ -19,16 +19,15 @@ from memsculpt_bench.guests.debian import Unavailable
 from memsculpt_bench.isolation import Agent
 from memsculpt_bench.lab import LabUnavailable, open_lab, poll, sweep, zram_swap
 from memsculpt_bench.vms import FIXED, MEMSCULPT, MIB, MOM, PROXMOX, Arm, Scenario
-from memsculpt_bench.vms_guests import DailyMachine
+from memsculpt_bench.vms_guests import DailyGuest, DailyMachine
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
 
-MORE_RATIOS, QUICK_RATIOS = (
-    (1.2, 1.4, 1.6),
-    (1.4,),
-)  # of the limit: fixed parts with more memory, to find how much they need
-ASKED_BYTES = 300 * MIB
+# Of the limit: fixed parts with more memory, to find how much they need.
+MORE_RATIOS, QUICK_RATIOS = (1.2, 1.4, 1.6), (1.4,)
+LESS_BYTES, LEAST_BYTES = 64 * MIB, 144 * MIB  # what the operator takes, and what a guest needs at night
+STILL_S, CALM_MOST_S = 2.0, 60.0
 LOOKED_S = 25.0  # the agent has looked at the guests' pages twice by then
 
 
@@ -58,7 +57,7 @@ def run_rounds(scenario: Scenario, machine: DailyMachine, rounds: int, say: Say,
     for number in range(rounds):
         shift = number % len(arms)  # no arm always runs first, on a rested machine
         for arm in (*arms[shift:], *arms[:shift], *more):
-            result = vms.run_arm(arm, _shortened(arm, scenario), machine)
+            result = vms.run_arm(arm, shortened(arm, scenario), machine)
             say(f"round {number + 1}: {vms.summary_of(result)}")
             runs[arm.name].append(result)
         reactions.append(react(scenario, machine, say))
@@ -74,9 +73,10 @@ def run_rounds(scenario: Scenario, machine: DailyMachine, rounds: int, say: Say,
     )
 
 
-def _shortened(arm: Arm, scenario: Scenario) -> Scenario:
-    """Return the scenario for an arm: fixed parts learn nothing, so one period is warm-up enough."""
-    return replace(scenario, warm_periods=1) if arm.is_fixed else scenario
+def shortened(arm: Arm, scenario: Scenario) -> Scenario:
+    """Return the scenario for an arm: rules do not learn, and are as they stay after two periods, fixed after one."""
+    warm = scenario.warm_periods if arm.agent else 1 if arm.is_fixed else 2
+    return replace(scenario, warm_periods=min(warm, scenario.warm_periods))
 
 
 def react(scenario: Scenario, machine: DailyMachine, say: Say) -> Result:
@@ -90,12 +90,10 @@ def react(scenario: Scenario, machine: DailyMachine, say: Say) -> Result:
         agent = stack.enter_context(Agent(vms.agent_config(scenario, folder), folder))
         vms.start_days(guests, scenario)
         client = Client(str(folder / "agent.sock"))
-        name = scenario.names[-1]
-        poll(lambda: _knows(client, name), what=f"the agent to know {name}", timeout_s=30.0)
+        poll(lambda: all(_knows(client, name) for name in guests), what="the agent to know the VMs", timeout_s=30.0)
         time.sleep(LOOKED_S)
-        before = _pool(client, name)
-        guest = guests[name]
-        asked_bytes = min(ASKED_BYTES, guest.balloon() - 64 * MIB)
+        name, asked_bytes = _calm(guests)
+        guest, before = guests[name], _pool(client, name)
         begin_s = time.monotonic()
         guest.ask("balloon", value=asked_bytes)
         times: dict[str, float] = {}
@@ -109,6 +107,22 @@ def react(scenario: Scenario, machine: DailyMachine, say: Say) -> Result:
         say(f"a balloon moved by an operator: {told}")
         took = {f"{each}_s": took_s for each, took_s in times.items()}
         return {"asked_bytes": asked_bytes, **took, "agent": agent.measure()}
+
+
+def _calm(guests: Mapping[str, DailyGuest]) -> tuple[str, int]:
+    """Wait for a guest at night whose balloon stands still; return it and what the operator leaves it.
+
+    A request while the agent moves the same balloon could not be told from the agent's own.
+    """
+    deadline_s = time.monotonic() + CALM_MOST_S
+    while time.monotonic() < deadline_s:
+        before = {name: guest.balloon() for name, guest in guests.items()}
+        time.sleep(STILL_S)
+        for name, guest in guests.items():
+            size, is_night = guest.balloon(), guest.read().held_bytes <= Scenario().base_bytes
+            if size == before[name] and is_night and size - LESS_BYTES >= LEAST_BYTES:
+                return name, size - LESS_BYTES
+    raise TimeoutError(f"waited {CALM_MOST_S:g} s for a guest whose balloon stands still")
 
 
 def _knows(client: Client, name: str) -> bool:
