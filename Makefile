@@ -4,6 +4,7 @@
 
 SHELL := /bin/sh
 PYTEST := .venv/bin/python -m pytest
+SIDE_BY_SIDE := -n 2 --dist loadgroup
 UV := build/lock/bin/uv
 UV_VERSION := 0.13.3
 # A release becomes a pin only after it has been out for two weeks: time for others to find what is wrong with it.
@@ -21,7 +22,7 @@ run: ## start the agent on this machine, observing only; ARGS="--duration 20s" p
 
 test: ## all tests that this machine can run; ARGS="tests/plan -k sizes" narrows
 	@tools/setup test
-	@MEMSCULPT_REQUIRE="$$(tools/what-to-require)" $(PYTEST) $(ARGS)
+	@MEMSCULPT_REQUIRE="$$(tools/what-to-require)" $(PYTEST) $(or $(ARGS),$(SIDE_BY_SIDE))
 
 check: ## what CI does: format, lint, types, import contract, tests
 	@bash .ci/run

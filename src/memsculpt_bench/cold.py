@@ -142,12 +142,6 @@ def run(rounds: int = 5, *, quick: bool = False, say: Say | None = None) -> dict
     return result("cold", rounds, arms, figures, look_s=LOOK_S, adapt_s=scale.adapt_s, key_skew=SKEW)
 
 
-def say_to_stderr(line: str) -> None:
-    """Tell people how far it is."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
-
-
 def _run_part(part: str, scale: Scale, arms: dict[str, dict[str, list[float]]]) -> None:
     """Fill, adapt, measure one part of one round, and add what came to the columns of its arms."""
     with ExitStack() as stack:

@@ -5,6 +5,7 @@ import argparse
 import importlib
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,48 @@ from memsculpt.doors.cli.command_line import Subparsers
 from memsculpt_bench import contract
 from memsculpt_bench.lab import LabUnavailable
 
+OWN_PAGE = "memsculpt_bench.page"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """A bench: `run(*, rounds, quick, say, ...)` of its module returns the contract's object."""
+
+    line: str
+    module: str
+    page: str = OWN_PAGE  # whose `page` draws that object
+    options: tuple[str, ...] = ()  # of the command line, handed to `run` besides
+
+
 BENCHES = {
-    "isolation": "a cache beside two analytic jobs under one limit: five ways of managing memory",
-    "sense": "are touched pages found, and what does looking cost",
-    "store": "how many bytes a kept sample takes, what keeping costs, how fast history is read",
-    "forecasting": "what forecasting 1,000 workloads costs, and whether its quantiles come true",
-    "hotzone": "what is hot is gathered in huge pages, what is sparse is not: throughput and memory",
-    "cold": "how much of a program's memory can be taken before it notices",
-    "phases": "a program with working sets that take turns under a limit for one of them: six ways of bringing back",
-    "vms": "VMs whose days come one after the other, in less memory than their days need together: four ways",
-    "planning": "how long it takes to divide memory among 10,000 partitions",
+    "isolation": Bench(
+        line="a cache beside two analytic jobs under one limit: five ways of managing memory",
+        module="isolation_rounds",
+        page="memsculpt_bench.isolation_report",
+        options=("swap",),
+    ),
+    "sense": Bench(line="are touched pages found, and what does looking cost", module="sense"),
+    "store": Bench(
+        line="how many bytes a kept sample takes, what keeping costs, how fast history is read", module="store"
+    ),
+    "forecasting": Bench(
+        line="what forecasting 1,000 workloads costs, and whether its quantiles come true", module="forecasting"
+    ),
+    "hotzone": Bench(
+        line="what is hot is gathered in huge pages, what is sparse is not: throughput and memory", module="hotzone"
+    ),
+    "cold": Bench(line="how much of a program's memory can be taken before it notices", module="cold"),
+    "phases": Bench(
+        line="a program with working sets that take turns under a limit for one of them: six ways of bringing back",
+        module="phase_rounds",
+        page="memsculpt_bench.phase_report",
+        options=("part", "merge", "first_round"),
+    ),
+    "vms": Bench(
+        line="VMs whose days come one after the other, in less memory than their days need together: four ways",
+        module="vms_rounds",
+    ),
+    "planning": Bench(line="how long it takes to divide memory among 10,000 partitions", module="planning"),
 }
 
 
@@ -37,6 +70,11 @@ def add_command(subparsers: Subparsers) -> None:
     parser.add_argument("--rounds", type=_count, default=None, help="rounds of each arm (default 5, with --quick 1)")
     parser.add_argument("--quick", action="store_true", help="a short form for a demonstration")
     parser.add_argument("--swap", choices=("zram", "disk", "both"), default="both", help="isolation: what swap is on")
+    parser.add_argument("--part", action="append", help="phases: only this part, and then others named likewise")
+    parser.add_argument("--first-round", type=_count, default=1, help="phases: number of the first round (its seed)")
+    parser.add_argument(
+        "--merge", type=Path, nargs="+", default=None, help="phases: run nothing, put these --json results together"
+    )
     parser.add_argument("--html", type=Path, default=None, help="write a self-contained page with plots")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
@@ -45,8 +83,8 @@ def add_command(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the bench that was named; 0 when every figure holds, 3 when this machine cannot."""
     if args.name is None:
-        for name, line in BENCHES.items():
-            sys.stdout.write(f"{name:<12} {line}\n")
+        for name, bench in BENCHES.items():
+            sys.stdout.write(f"{name:<12} {bench.line}\n")
         return 0
     rounds = args.rounds or (1 if args.quick else 5)
     try:
@@ -63,41 +101,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
-    if args.name == "planning":
-        planning = importlib.import_module("memsculpt_bench.planning")
-        return planning.run(rounds=rounds, quick=args.quick)
-    if args.name == "store":
-        store = importlib.import_module("memsculpt_bench.store")
-        return store.run(rounds=rounds, quick=args.quick, say=store.say_to_stderr)
-    if args.name == "forecasting":
-        forecasting = importlib.import_module("memsculpt_bench.forecasting")
-        return forecasting.run(rounds=rounds, quick=args.quick, say=forecasting.say_to_stderr)
-    if args.name in {"hotzone", "cold"}:
-        zones = importlib.import_module(f"memsculpt_bench.{args.name}")
-        return zones.run(rounds=rounds, quick=args.quick, say=zones.say_to_stderr)
-    if args.name == "vms":
-        machines = importlib.import_module("memsculpt_bench.vms_rounds")
-        return machines.run(rounds=rounds, quick=args.quick, say=machines.say_to_stderr)
-    if args.name == "sense":
-        sense = importlib.import_module("memsculpt_bench.sense")
-        return sense.run(rounds=rounds, quick=args.quick, say=sense.say_to_stderr)
-    if args.name == "phases":
-        phases = importlib.import_module("memsculpt_bench.phase_rounds")
-        result = phases.run(rounds=rounds, quick=args.quick, say=phases.say_to_stderr)
-        if args.html is not None:
-            report = importlib.import_module("memsculpt_bench.phase_report")
-            args.html.write_text(report.page(result), encoding="utf-8")
-            sys.stderr.write(f"wrote {args.html}\n")
-        return result
-    rounds_module = importlib.import_module("memsculpt_bench.isolation_rounds")
-    swaps = ("zram", "disk") if args.swap == "both" else (args.swap,)
-    swaps = swaps[:1] if args.quick else swaps
-    result = rounds_module.run(rounds=rounds, quick=args.quick, swaps=swaps, say=rounds_module.say_to_stderr)
-    if args.html is not None:
-        report = importlib.import_module("memsculpt_bench.report")
-        args.html.write_text(report.page(result), encoding="utf-8")
-        sys.stderr.write(f"wrote {args.html}\n")
+    bench = BENCHES[args.name]
+    # Before the bench, which can take an hour: a page that cannot be drawn is told at once.
+    html: Path | None = args.html
+    page = importlib.import_module(bench.page).page if html is not None else None
+    module = importlib.import_module(f"memsculpt_bench.{bench.module}")
+    options = {name: getattr(args, name) for name in bench.options}
+    result = module.run(rounds=rounds, quick=args.quick, say=_say, **options)
+    if html is not None and page is not None:
+        html.write_text(page(result), encoding="utf-8")
+        _say(f"wrote {html}")
     return result
+
+
+def _say(line: str) -> None:
+    """Tell a person how the bench goes; stdout belongs to --json."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -41,6 +41,11 @@ def at_least(bar: float, values: Sequence[float], *, also: bool = True) -> Figur
     return _figure(f">= {bar:g}", values, lambda middle: middle >= bar and also)
 
 
+def reported(values: Sequence[float]) -> Figure:
+    """Make a figure without a bar: something that a reader has to know beside the others."""
+    return _figure("none", values, lambda _: True)
+
+
 def _figure(bar: str, values: Sequence[float], holds: Callable[[float], bool]) -> Figure:
     if not values:
         return Figure(value=None, low=None, high=None, bar=bar, holds=False)

@@ -76,11 +76,6 @@ def run(rounds: int = 5, *, quick: bool = False, say: Say | None = None) -> dict
     return result("forecasting", rounds, arms, figures, workloads=COUNT)
 
 
-def say_to_stderr(text: str) -> None:
-    """Tell progress."""
-    sys.stderr.write(text + "\n")
-
-
 def _told(found: dict[str, dict[str, float]]) -> list[str]:
     return [f"{arm} {name} {value:.4g}" for arm, figures in found.items() for name, value in figures.items()]
 

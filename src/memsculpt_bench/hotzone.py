@@ -18,7 +18,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -242,12 +241,6 @@ def smaps_bytes(pid: int, name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise LabUnavailable(f"/proc/PID/smaps_rollup has no {name}")
-
-
-def say_to_stderr(line: str) -> None:
-    """Tell people how far it is."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
 
 
 def _ratios(arms: Mapping[str, Mapping[str, list[float]]], part: str, column: str, one: str, other: str) -> list[float]:

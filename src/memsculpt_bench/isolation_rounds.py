@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole of bench isolation: what has to be tried first, the rounds, and the figures."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
@@ -20,12 +19,13 @@ REDIS_NEED_BYTES = 540 * MIB
 TIGHT_LIMITS_MIB = (900, 620)  # below what is in use at any one moment
 
 
-def run(*, rounds: int, quick: bool, swaps: Sequence[str], say: Say) -> Result:
-    """Run the bench and return the contract's object."""
+def run(*, rounds: int, quick: bool, swap: str, say: Say) -> Result:
+    """Run the bench and return the contract's object. `swap`: "zram", "disk" or "both"; quickly, one of them."""
+    swaps = (("zram",) if quick else ("zram", "disk")) if swap == "both" else (swap,)
     isolation.check_machine()
     for leftover in sweep():
         say(f"removed {leftover}, left by an earlier bench")
-    variants = {swap: _run_variant(Scenario(swap=swap), rounds, say, quick=quick) for swap in swaps}
+    variants = {name: _run_variant(Scenario(swap=name), rounds, say, quick=quick) for name in swaps}
     main = variants[swaps[0]]
     cost = upkeep.measure_cost(seconds=20.0 if quick else 60.0, say=say)
     restored = upkeep.measure_restore(say=say)
@@ -35,8 +35,8 @@ def run(*, rounds: int, quick: bool, swaps: Sequence[str], say: Say) -> Result:
         "agent_resident": contract.at_most(64.0 * MIB, [cost["resident_peak_bytes"]]),
         "restored": contract.at_least(1.0, [restored["restored_ratio"]]),
     }
-    for swap in swaps[1:]:
-        figures |= {f"{name}_{swap}": figure for name, figure in variants[swap]["figures"].items()}
+    for other in swaps[1:]:
+        figures |= {f"{name}_{other}": figure for name, figure in variants[other]["figures"].items()}
     return contract.result(
         "isolation",
         rounds,
@@ -184,9 +184,3 @@ def verdict(variants: Mapping[str, Result]) -> list[str]:
                 f"{faults:.0f} Redis faults, {stall:.1f} s stalled, {kills} OOM kills"
             )
     return lines
-
-
-def say_to_stderr(text: str) -> None:
-    """Tell a person how the bench goes; stdout belongs to --json."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

@@ -86,6 +86,7 @@ class Lab:
         command: list[str],
         *,
         cpus: set[int] | None = None,
+        stdin: int | None = None,
         stdout: int | None = None,
         env: Mapping[str, str] | None = None,
     ) -> "subprocess.Popen[str]":
@@ -99,7 +100,14 @@ class Lab:
                 os.sched_setaffinity(0, cpus)
 
         # The hook is safe here: the bench has no other thread that could hold a lock while it forks.
-        process = subprocess.Popen(command, preexec_fn=enter, text=True, stdout=stdout, env=env)  # noqa: PLW1509
+        process = subprocess.Popen(
+            command,
+            preexec_fn=enter,  # noqa: PLW1509
+            text=True,
+            stdin=stdin,
+            stdout=stdout,
+            env=env,
+        )
         self.processes.append(process)
         return process
 
@@ -178,7 +186,8 @@ def sweep() -> list[str]:
     for base in (V1_MEMORY, V1_UNIFIED, V2):
         for root in base.glob(f"{PREFIX}-*") if base.exists() else ():
             owner = root.name.removeprefix(f"{PREFIX}-").split("-")[0]
-            if not owner.isdigit() or not Path(f"/proc/{owner}").exists():
+            # A name that a lab does not give is somebody else's, whatever it begins with.
+            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
                 remove_cgroup_tree(root)
                 swept.append(root.as_posix())
     return swept
@@ -201,7 +210,7 @@ def open_lab(tenants: tuple[str, ...]) -> Generator[Lab]:
 
 
 @contextmanager
-def zram_swap(size_bytes: int) -> Generator[Path]:
+def zram_swap(size_bytes: int, priority: int = 100) -> Generator[Path]:
     """Swap on a zram device of our own; swap it off and remove the device at the end."""
     control = Path("/sys/class/zram-control")
     if not (control / "hot_add").exists():
@@ -213,7 +222,7 @@ def zram_swap(size_bytes: int) -> Generator[Path]:
         poll(device.exists, what=f"{device} to appear")
         (system / "disksize").write_text(str(size_bytes))
         subprocess.run(["mkswap", str(device)], check=True, capture_output=True)
-        subprocess.run(["swapon", "--priority", "100", str(device)], check=True)
+        subprocess.run(["swapon", "--priority", str(priority), str(device)], check=True)
         yield system
     finally:
         if str(device) in Path("/proc/swaps").read_text():

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives the learner on one real process: look, learn, foresee, choose, move, judge. What bench phases compares.
+"""Drives the learner on real processes under one limit: look, learn, foresee, choose, move, judge.
+
+The processes are one pool: who leaves for whom is chosen among all of them. A block's number tells its process, too.
 
 Everything that decides is the product's (profile/phases.py, plan/phases.py), and so is everything that looks and moves
 (the host's open_pages, page_out_ranges and bring_in_ranges); only the loop between them is the bench's.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +27,11 @@ from memsculpt.profile import phase_outlook, phases
 from memsculpt.profile.phases import PhaseState
 
 BLOCK_BYTES = 64 << 10
-LOOK_S, LOOK_MOST_S = 0.2, 3.2
+LOOK_S, CALM_LOOK_S, LOOK_MOST_S = 0.2, 1.0, 3.2
 WITHIN_S = 5.0
 AT_ONCE_BYTES = 32 << 20  # then is looked again, and chosen again
 RATE_BYTES_PER_S = 500e6  # until it is known
+PROCESS_BLOCKS = 1 << 32  # numbers for each process: 256 TiB of 64 KiB, more than an address space
 
 Foresee = Callable[[PhaseState, float], Prediction]
 
@@ -60,43 +63,64 @@ class Watched:
 
 
 class Driver:
-    """One process under the learner (or under a stand-in for it that foresees otherwise)."""
+    """Processes under the learner (or under a stand-in for it that foresees otherwise)."""
 
     def __init__(
-        self, host: Host, process: Instance, room: Callable[[], int], foresee: Foresee, *, doubts: bool = True
+        self,
+        host: Host,
+        processes: Sequence[Instance],
+        room: Callable[[], int],
+        foresee: Foresee,
+        *,
+        doubts: bool = True,
     ) -> None:
-        """Open the process. `room` returns the bytes that are free below the limit. Raises Unavailable, Vanished.
+        """Open the processes. `room` returns the bytes that are free below the limit. Raises Unavailable, Vanished.
 
         Without `doubts` what came of a prefetch changes nothing for the next one: somebody was told what comes.
         """
         self._doubts = doubts
-        self._host, self._process, self._room, self._foresee = host, process, room, foresee
-        self._reader = host.open_pages(process)
+        self._host, self._processes, self._room, self._foresee = host, tuple(processes), room, foresee
+        self._readers = [host.open_pages(process) for process in processes]
         self.state, self.experience = PhaseState(), Experience()
         self.judged: list[Judged] = []
         self.moved_bytes = self.looks = 0
-        self.cpu_s = 0.0
+        self.looking_cpu_s = self.learning_cpu_s = self.moving_cpu_s = 0.0
         self._in_rate = self._out_rate = RATE_BYTES_PER_S
         self._watched: list[Watched] = []
         self._seen_meanwhile: Int64 = np.empty(0, np.int64)
-        self._used_cpu_s, self._looked_s = _cpu_s(process.pid), time.monotonic()
+        self._used_cpu_s, self._looked_s = self._cpu_s(), time.monotonic()
         self.next_s = self._looked_s
 
+    @property
+    def cpu_s(self) -> float:
+        """Return the processor time that managing has taken."""
+        return self.looking_cpu_s + self.learning_cpu_s + self.moving_cpu_s
+
     def step(self) -> None:
-        """Look and do what is due, when it is time; nothing where the process has ended."""
-        if time.monotonic() < self.next_s:
-            return
-        begin_cpu_s = time.thread_time()
+        """Look and do what is due, when it is time; nothing where a process has ended."""
+        if time.monotonic() >= self.next_s:
+            with suppress(Vanished):
+                self._step()
+
+    def skip(self) -> None:
+        """Begin anew after a time without looks: what was touched meanwhile is not known."""
         with suppress(Vanished):
-            self._step()
-        self.cpu_s += time.thread_time() - begin_cpu_s
+            for reader in self._readers:
+                reader.clear()
+        self._used_cpu_s, self._looked_s = self._cpu_s(), time.monotonic()
+        self.next_s = self._looked_s + LOOK_S
 
     def close(self) -> None:
-        """Release the process."""
-        self._reader.close()
+        """Release the processes."""
+        for reader in self._readers:
+            reader.close()
 
     def _step(self) -> None:
-        standing = self._look()
+        begin_s = time.thread_time()
+        columns = self._read()
+        looked_s = time.thread_time()
+        self.looking_cpu_s += looked_s - begin_s
+        standing = self._learn(*columns)
         now_s = self._looked_s
         self._judge_those_that_are_over(now_s)
         interval_s = phase_outlook.look_interval_s(self.state, LOOK_S, LOOK_MOST_S)
@@ -107,17 +131,28 @@ class Driver:
             interval_s=interval_s,
             in_most_bytes=AT_ONCE_BYTES,
         )
-        choice = planning.choose_prefetch(self._foresee(self.state, now_s), standing, budget, self.experience)
+        prediction = self._foresee(self.state, now_s)
+        choice = planning.choose_prefetch(prediction, standing, budget, self.experience)
+        learnt_s = time.thread_time()
+        self.learning_cpu_s += learnt_s - looked_s
         if len(choice.bring):
             self._move(choice)
+            self.moving_cpu_s += time.thread_time() - learnt_s
             return
-        self.next_s = max(now_s + interval_s, time.monotonic() + 0.25 * interval_s)
+        calm_s = min(phase_outlook.calm_until_s(self.state, now_s), choice.next_at_s) - now_s
+        wait_s = max(interval_s, min(CALM_LOOK_S, calm_s))
+        self.next_s = max(now_s + wait_s, time.monotonic() + 0.25 * interval_s)
 
-    def _look(self) -> Standing:
-        blocks, touched, present, swapped = columns_of(self._reader.read())
-        self._reader.clear()
+    def _read(self) -> tuple[Int64, Int64, Int64, Int64]:
+        parts = [columns_of(reader.read(), number) for number, reader in enumerate(self._readers)]
+        for reader in self._readers:
+            reader.clear()
         self.looks += 1
-        now_s, used_s = time.monotonic(), _cpu_s(self._process.pid)
+        blocks, touched, present, swapped = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return blocks, touched, present, swapped
+
+    def _learn(self, blocks: Int64, touched: Int64, present: Int64, swapped: Int64) -> Standing:
+        now_s, used_s = time.monotonic(), self._cpu_s()
         sight = Sight(
             at_s=now_s,
             blocks=np.union1d(blocks[touched > 0], self._seen_meanwhile),
@@ -141,21 +176,28 @@ class Driver:
             self._come(choice.bring)
         self._watched.append(Watched(choice=choice, began_s=began_s, done_s=time.monotonic()))
         # Bringing a page back sets its accessed bit: that is not its owner's touch.
-        blocks, touched, _, _ = columns_of(self._reader.read())
-        self._reader.clear()
+        blocks, touched, _, _ = self._read()
         self._seen_meanwhile = np.setdiff1d(blocks[touched > 0], choice.bring, assume_unique=True)
 
+    def _cpu_s(self) -> float:
+        return sum(_cpu_s(process.pid) for process in self._processes)
+
     def _leave(self, blocks: Int64) -> None:
-        if len(blocks):
-            done = self._host.page_out_ranges(self._process, ranges_of(blocks))
+        for process, own in self._by_process(blocks):
+            done = self._host.page_out_ranges(process, ranges_of(own))
             self._out_rate = _rate(self._out_rate, done.moved_bytes, done.duration_s)
             self.moved_bytes += done.moved_bytes
 
     def _come(self, blocks: Int64) -> None:
-        if len(blocks):
-            done = self._host.bring_in_ranges(self._process, ranges_of(blocks))
+        for process, own in self._by_process(blocks):
+            done = self._host.bring_in_ranges(process, ranges_of(own))
             self._in_rate = _rate(self._in_rate, done.moved_bytes, done.duration_s)
             self.moved_bytes += done.moved_bytes
+
+    def _by_process(self, blocks: Int64) -> list[tuple[Instance, Int64]]:
+        edges = np.searchsorted(blocks, np.arange(1, len(self._processes)) * PROCESS_BLOCKS)
+        parts = zip(self._processes, np.split(blocks % PROCESS_BLOCKS, edges), strict=True)
+        return [(process, part) for process, part in parts if len(part)]
 
     def _judge_those_that_are_over(self, now_s: float) -> None:
         for one in [each for each in self._watched if now_s >= each.choice.until_s]:
@@ -176,7 +218,12 @@ def instance_of(pid: int) -> Instance:
     return Instance(pid=pid, start_ticks=int(fields[19]))
 
 
-def columns_of(touches: Touches) -> tuple[Int64, Int64, Int64, Int64]:
+def numbered(process: int, blocks: Int64) -> Int64:
+    """Return blocks of the process of this place as they are numbered in the pool."""
+    return process * PROCESS_BLOCKS + blocks.astype(np.int64)
+
+
+def columns_of(touches: Touches, process: int = 0) -> tuple[Int64, Int64, Int64, Int64]:
     """Return (block numbers, touched, present, swapped pages) of private anonymous memory, blocks ascending."""
     kinds = [not one.is_file and not one.is_shared and not one.name.startswith("[stack") for one in touches.mappings]
     rows = np.flatnonzero(np.array(kinds, np.bool_)[touches.mapping_index])
@@ -187,7 +234,7 @@ def columns_of(touches: Touches) -> tuple[Int64, Int64, Int64, Int64]:
     touched, present, swapped = (
         np.add.reduceat(column[rows], firsts) for column in (touches.touched, touches.present, touches.swapped)
     )
-    return numbers[firsts], touched, present, swapped
+    return numbered(process, numbers[firsts]), touched, present, swapped
 
 
 def ranges_of(blocks: Int64) -> list[tuple[int, int]]:

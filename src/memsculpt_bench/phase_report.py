@@ -32,7 +32,8 @@ def page(result: Mapping[str, Any]) -> str:
         ),
     ]
     for name, runs in result["parts"].items():
-        parts += [f"<h2>{html.escape(name)}</h2>", _arms(runs), _plot(runs)]
+        parts.append(f"<h2>{html.escape(name)}</h2>")
+        parts += [_groups(runs["memsculpt"])] if name == "uniform" else [_arms(runs), _plot(runs)]
     return "\n".join(parts)
 
 
@@ -58,6 +59,23 @@ def _arms(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
                 _middle([run["manager_cpu_ratio"] for run in results], "{:.3f}"),
             ]
             for arm, results in runs.items()
+        ],
+    )
+
+
+def _groups(results: Sequence[Mapping[str, Any]]) -> str:
+    head = ["round", "managed ÷ alone, by group", "alone ÷ alone", "major faults", "looks", "manager's processor"]
+    return _table(
+        head,
+        [
+            [
+                str(run["seed"]),
+                *(" ".join(f"{one:.3f}" for one in run[name]) for name in ("managed_over_alone", "alone_over_alone")),
+                str(run["major_faults"]),
+                str(run["looks"]),
+                f"{run['manager_cpu_ratio']:.3f}",
+            ]
+            for run in results
         ],
     )
 

@@ -35,7 +35,7 @@ LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 HORIZONS_S = (3.0, 10.0, 60.0)
 
 
-def run(rounds: int = 5, *, quick: bool = False) -> dict[str, Any]:
+def run(*, rounds: int, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Measure each arm `rounds` times and return the object that `bench planning --json` prints."""
     count = 1 if quick else 3
     arms: Mapping[str, Callable[[], object]] = {
@@ -46,7 +46,8 @@ def run(rounds: int = 5, *, quick: bool = False) -> dict[str, Any]:
     taken_ms: dict[str, list[float]] = {name: [] for name in arms}
     for work in arms.values():
         work()  # caches and pages of the first call are not the tick's
-    for _ in range(rounds):
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}")
         for name, work in arms.items():
             taken_ms[name].append(min(_milliseconds(work) for _ in range(count)))
     figures = {f"{name.replace('-', '_')}_10000_ms": at_most(BAR_MS, values) for name, values in taken_ms.items()}

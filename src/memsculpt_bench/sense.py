@@ -18,7 +18,6 @@ import importlib
 import importlib.util
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -392,9 +391,3 @@ def _available_bytes() -> int:
 def _free_disk_bytes() -> int:
     told = os.statvfs(tempfile.gettempdir())
     return told.f_bavail * told.f_frsize
-
-
-def say_to_stderr(line: str) -> None:
-    """Tell people how far it has come."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()

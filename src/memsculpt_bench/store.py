@@ -111,12 +111,6 @@ def run(rounds: int = 5, *, quick: bool = False, say: Say | None = None) -> dict
     )
 
 
-def say_to_stderr(line: str) -> None:
-    """Tell people how far it is."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
-
-
 def record(record_s: float) -> dict[WorkloadId, Float64]:
     """Record this machine: samples by workload, shape (n_seconds, SAMPLED), NaN where not known."""
     with tempfile.TemporaryDirectory(prefix="memsculpt-bench-tenants-") as folder, _tenants(Path(folder)) as exes:

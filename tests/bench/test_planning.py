@@ -6,10 +6,12 @@ from memsculpt_bench import planning
 
 def test_the_result_keeps_the_contract():
     """Every arm has its raw rounds, and every figure a value, a range, a bar and a verdict."""
-    result = planning.run(2, quick=True)
+    said: list[str] = []
+    result = planning.run(rounds=2, quick=True, say=said.append)
 
     assert result["bench"] == "planning"
     assert result["rounds"] == 2
+    assert len(said) == 2
     assert {len(arm["taken_ms"]) for arm in result["arms"].values()} == {2}
     assert set(result["figures"]) == {"divide_10000_ms", "divide_same_10000_ms", "plan_10000_ms"}
     for figure in result["figures"].values():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memsculpt.config import keys, load_settings, load_source, parse_settings, read_socket
-from memsculpt.domain.settings import Kind, Mode, PlanSettings, Sculpt, Settings
+from memsculpt.domain.settings import Kind, Mode, PlanSettings, Sculpt, Settings, TrustGroup, VmSettings
 from memsculpt.domain.units import UNLIMITED_BYTES
 from memsculpt.errors import ConfigError
 
@@ -94,6 +94,41 @@ def test_every_value_arrives_where_it_belongs():
     assert (batch.kind, batch.size_bytes) == (Kind.FIXED, 4 * GIB)
 
 
+def test_virtual_machines_and_trust_groups_arrive():
+    """Sockets, the libvirt host, the floor and who may share with whom."""
+    found = load(
+        """
+        [vms]
+        discover = false
+        sockets = ["/run/vms/*.qmp", "/srv/db.sock"]
+        libvirt = "qemu:///system"
+        timeout = "500ms"
+        balloon = false
+        floor = "256MiB"
+        dirty_rate = "1min"
+        [[trust]]
+        name = "tenant-a"
+        vms = ["web-*", "db-1"]
+        [[trust]]
+        name = "tenant-b"
+        vms = ["b-*"]
+        """
+    ).vms
+    assert found == VmSettings(
+        discover=False,
+        sockets=("/run/vms/*.qmp", "/srv/db.sock"),
+        libvirt="qemu:///system",
+        timeout_s=0.5,
+        balloon=False,
+        floor_bytes=256 * MIB,
+        dirty_every_s=60.0,
+        trust=(
+            TrustGroup(name="tenant-a", vms=("web-*", "db-1")),
+            TrustGroup(name="tenant-b", vms=("b-*",)),
+        ),
+    )
+
+
 # text, the line that must be named, words of the problem, words of the fix
 BAD = [
     ('[agent]\nmode = "aply"', 2, 'mode: "aply" is not known', '"observe" or "apply"'),
@@ -104,6 +139,21 @@ BAD = [
     ('[plan]\nzzz = "1MiB"', 2, '"zzz"', "known here: margin"),
     ('[agent]\ninterval = "1sec"', 2, "unknown unit 'sec'", "write one of us, ms, s"),
     ('[agent]\ninterval = "1ms"', 2, "out of bounds", "from 100 ms to 60.0 s"),
+    ('[vms]\nsocket = "/a"', 2, '"socket" is no key of [vms]', "socket belongs in [agent]"),
+    ('[vms]\nsockets = "/run/a.qmp"', 2, "is no list of texts", '["/run/vms/*.qmp"]'),
+    ('[vms]\nsockets = ["run/a.qmp"]', 2, '"run/a.qmp" is not absolute', "write the whole path"),
+    ('[vms]\nsockets = ["/a", "/a"]', 2, "has an entry twice", "write each once"),
+    ('[vms]\nlibvirt = "xen:///"', 2, "no URI of a QEMU host", '"qemu:///system"'),
+    ('[vms]\nlibvirt = "qemu+ssh://far/system"', 2, "another machine's", "run memsculpt there"),
+    ('[vms]\ntimeout = "1h"', 2, "out of bounds", "from 100 ms to 60.0 s"),
+    ('[vms]\nfloor = "1MiB"', 2, "is too small", "at least 32.0MiB"),
+    ('[vms]\ndirty_rate = "1s"', 2, "out of bounds", "from 10.0 s"),
+    ('[trust]\nname = "a"', 1, "[trust] is one table", "write [[trust]]"),
+    ('[[trust]]\nvms = ["a"]', 1, "this trust group has no name", 'add name = "tenant-a"'),
+    ('[[trust]]\nname = "a"', 1, "this trust group has no vms", 'add vms = ["web-*"]'),
+    ('[[trust]]\nname = "a"\nvms = []', 3, "no list of texts", '["web-*"]'),
+    ('[[trust]]\nname="a"\nvms=["x"]\n[[trust]]\nname="a"\nvms=["y"]', 5, "is there twice", "put them together"),
+    ('[[trust]]\nname="a"\nvms=["x"]\n[[trust]]\nname="b"\nvms=["x"]', 6, 'in group "a" as well', "one of them"),
     ("[agent]\ninterval = 1", 2, "1 is a bare number", "with its unit"),
     ("[agent]\ninterval = true", 2, "true is not a duration", 'such as "1s"'),
     ('[agent]\ncapacity = "90"', 2, '"90"', '"20GiB" or "90%"'),
@@ -329,11 +379,11 @@ def test_every_setting_has_a_key_and_every_key_a_setting():
     """What may be configured is exactly what the settings hold."""
     fields = {field.name for field in dataclasses.fields(Settings)} - {"partitions", *keys.SECTIONS}
     assert {key.field for key in keys.AGENT.values()} == fields - {"capacity_bytes", "capacity_ratio"} | {"capacity"}
-    for section in ("observe", "forecast", "plan"):
+    for section in ("observe", "forecast", "plan", "vms"):
         kind = type(getattr(Settings(), section))
         assert {key.field for key in keys.SECTIONS[section].values()} == {
             each.name for each in dataclasses.fields(kind)
-        }
+        } - {"trust"}
 
 
 def test_the_page_about_the_configuration_names_every_key():
@@ -347,6 +397,8 @@ def test_the_page_about_the_configuration_names_every_key():
         *keys.PROFILE,
         *keys.FORECAST,
         *keys.PLAN,
+        *keys.VMS,
+        *keys.TRUST,
         *keys.PARTITION,
         "match",
         *keys.MATCH,

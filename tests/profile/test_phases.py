@@ -143,6 +143,22 @@ def test_a_walk_is_foretold(first, stride):
     assert walk.blocks.tolist() == sorted(first + stride * number for number in range(100, 120))
 
 
+def test_a_slow_walk_beside_others_is_one_phase():
+    """A table that is read from begin to end, over many looks, is one set, whoever else touches a few blocks."""
+    state, table = PhaseState(), np.arange(50_000, 50_800)
+    for period in range(3):
+        for step in range(12):
+            part = table[step * 100 : (step + 1) * 100]
+            besides = np.arange(4) + 20 * (step % 3)
+            blocks = np.concatenate((besides, part))
+            state = phases.update(state, Sight(at_s=12.0 * period + step + 1.0, blocks=blocks, blocks_in_pool=POOL))
+
+    (known,) = state.phases
+
+    assert known.blocks.occurrences == 3
+    assert slots.size_of(known.blocks.core) >= len(table)
+
+
 def test_the_history_of_blocks_tells_noise_from_drift():
     """What came once and never came back is not believed the next time; what stays once it has come is."""
     rng = np.random.default_rng(4)
@@ -230,6 +246,29 @@ def test_what_is_kept_is_bounded():
 
     assert len(state.phases) == PHASES_MOST
     assert min(one.id for one in state.phases) >= 20
+
+
+def test_between_what_is_expected_it_is_calm():
+    """Of two sets in turn: within one it is calm until it may end, in a pause until the next one's earliest onset."""
+    trace = alternating(A, B, periods=5, late_period=4)
+    ends = {"in A": trace.late_from + 2, "after A": trace.late_from + 8 + 2}
+    until_s = {}
+    for name, end in ends.items():
+        state = watched(phase_traces.Trace(blocks=POOL, step_s=0.5, looks=trace.looks[:end], late_from=0))
+        until_s[name] = phase_outlook.calm_until_s(state, state.at_s) - state.at_s
+    fresh = watched(phase_traces.Trace(blocks=POOL, step_s=0.5, looks=trace.looks[:3], late_from=0))
+
+    assert until_s["in A"] == pytest.approx(3.0, abs=0.5)
+    assert until_s["after A"] == pytest.approx(0.5, abs=0.3)
+    assert phase_outlook.calm_until_s(fresh, fresh.at_s) == -np.inf
+
+
+def test_what_goes_on_without_an_end_is_calm():
+    """After some looks at a program without a pattern nothing is to be missed."""
+    trace = phase_traces.uniform(blocks=POOL, share=0.8, steps=40, rng=np.random.default_rng(5))
+    state = watched(trace)
+
+    assert phase_outlook.calm_until_s(state, state.at_s) == np.inf
 
 
 def test_time_goes_on():

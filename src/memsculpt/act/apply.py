@@ -13,6 +13,7 @@ from memsculpt.act.journal import Journal
 from memsculpt.act.ledger import first_old, widen
 from memsculpt.act.records import BalloonAsked, CgroupCreated, LimitChange, LimitKept, Origin, ProcessMoved, Undone
 from memsculpt.act.sculpt import Sculptor
+from memsculpt.act.sharing import share
 from memsculpt.domain.outcome import Applied, Status
 from memsculpt.domain.plan import (
     Action,
@@ -26,6 +27,7 @@ from memsculpt.domain.plan import (
     SculptPool,
     SetBalloon,
     SetLimit,
+    SetSharing,
 )
 from memsculpt.domain.pool import ColdZone
 from memsculpt.domain.units import format_bytes
@@ -139,6 +141,8 @@ class _Run:
                     return self._create(action, origin)
                 case MoveProcess():
                     return self._move(action, origin)
+                case SetSharing():
+                    return self._share(action, origin)
         except (Vanished, Transient, Unavailable, Refused, JournalUnwritable) as error:
             self._count_failure(action)
             return _Done(status=Status.FAILED, problem=str(error))
@@ -312,6 +316,11 @@ class _Run:
             "it is left alone until memsculpt is started again"
         )
         return _Done(status=Status.LEFT_ALONE, done_bytes=present.size_bytes, problem=problem)
+
+    def _share(self, action: SetSharing, origin: Origin) -> _Done:
+        done = share(self._host, self._journal, action, origin)
+        status = Status.LEFT_ALONE if done.is_left_alone else Status.PARTIAL if done.problem else Status.DONE
+        return _Done(status=status, done_bytes=done.saved_bytes, problem=done.problem)
 
     # --- balloons -----------------------------------------------------------------------------------------------------
 

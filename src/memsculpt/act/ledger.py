@@ -10,6 +10,8 @@ from memsculpt.act.records import (
     CgroupCreated,
     Change,
     ChangeKey,
+    KnobKept,
+    KnobTurned,
     LimitChange,
     LimitKept,
     LimitKey,
@@ -20,6 +22,7 @@ from memsculpt.act.records import (
     key_of,
 )
 from memsculpt.domain.plan import LimitKind
+from memsculpt.domain.sharing import Knob
 from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.host.protocol import LimitValue
@@ -42,6 +45,7 @@ class Ledger:
         self._limits: dict[LimitKey, Limit] = {}
         self._changes: dict[ChangeKey, Change] = {}
         self._put_back: dict[CgroupPath, set[str]] = {}
+        self._kept: dict[Knob, str] = {}
         self.out_bytes = 0
         self.in_bytes = 0
 
@@ -59,6 +63,21 @@ class Ledger:
         change = self._changes.get(process)
         return change if isinstance(change, ProcessMoved) else None
 
+    def turned(self, knob: Knob) -> KnobTurned | None:
+        """Return the knob's entry, None when it is as we found it."""
+        change = self._changes.get(knob)
+        return change if isinstance(change, KnobTurned) else None
+
+    def is_ours_on(self, knob: Knob, text: str) -> bool:
+        """Tell whether a knob holds what we left there, rather than what somebody wrote after us."""
+        change = self.turned(knob)
+        if change is None:
+            return False
+        kept = self._kept.get(knob)
+        if kept is not None:
+            return text == kept
+        return text.strip() in {change.old_text.strip(), change.present_text.strip(), change.new_text.strip()}
+
     def balloon(self, vm: VmId) -> BalloonAsked | None:
         """Return the balloon's entry, None when it is as we found it."""
         change = self._changes.get(BalloonKey(vm=vm))
@@ -73,6 +92,12 @@ class Ledger:
                 self._changes[key] = record
             case CgroupCreated() | ProcessMoved() | BalloonAsked():
                 self._changes[key_of(record)] = record
+            case KnobTurned():
+                self._changes[record.knob] = record
+                self._kept.pop(record.knob, None)
+            case KnobKept():
+                if record.knob in self._changes:
+                    self._kept[record.knob] = record.text
             case LimitKept():
                 limit = self._limits.get((record.cgroup, record.kind))
                 if limit is not None:  # its change may have been lost to bit rot; then there is nothing to undo it with
@@ -116,6 +141,8 @@ class Ledger:
             if limit is not None and limit.last_text is not None:
                 cgroup, kind = limit.change.cgroup, limit.change.kind
                 records.append(LimitKept(cgroup=cgroup, kind=kind, text=limit.last_text))
+            if isinstance(change, KnobTurned) and change.knob in self._kept:
+                records.append(KnobKept(knob=change.knob, text=self._kept[change.knob]))
         # What was put back matters only while another budget of the same cgroup is still to be undone.
         for cgroup, texts in self._put_back.items():
             kinds = [kind for kind in LimitKind if (cgroup, kind) not in self._limits]
@@ -127,6 +154,8 @@ class Ledger:
 
     def _forget(self, record: Undone) -> None:
         self._changes.pop(record.change, None)
+        if isinstance(record.change, Knob):
+            self._kept.pop(record.change, None)
         if isinstance(record.change, tuple):
             self._limits.pop(record.change, None)
             cgroup = record.change[0]

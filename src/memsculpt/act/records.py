@@ -10,7 +10,8 @@ Every record of a change is enough to undo that change: it repeats the first old
 is healed by the next one. Text that is no UTF-8 is carried as surrogates (PEP 383), which JSON escapes, and comes back
 byte for byte.
 
-Kinds and fields that were ever released stay reserved: limit, kept, created, moved, undone, pages, balloon.
+Kinds and fields that were ever released stay reserved: limit, kept, created, moved, undone, pages, knob, turned,
+balloon.
 """
 
 import json
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 from memsculpt.domain.plan import LimitKind
+from memsculpt.domain.sharing import Knob, KnobKind
 from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.errors import CorruptRecord
@@ -88,6 +90,20 @@ class ProcessMoved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KnobTurned:
+    """A value of the machine is about to be written; `old_text` is what it held before memsculpt's first write.
+
+    Until its `KnobKept` follows, old, present and new value are ours: the write may not have been made.
+    """
+
+    knob: Knob
+    old_text: str
+    present_text: str
+    new_text: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BalloonKey:
     """What a VM's balloon is known by; a class of its own, because a VM's id and a cgroup's path are both text."""
 
@@ -110,6 +126,14 @@ class BalloonAsked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KnobKept:
+    """What the machine holds after the write; another text than this means that somebody else wrote."""
+
+    knob: Knob
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Undone:
     """A change needs no undoing any more: it was put back, or it is no longer ours.
 
@@ -129,9 +153,9 @@ class PagesMoved:
 
 
 LimitKey: TypeAlias = tuple[CgroupPath, LimitKind]
-ChangeKey: TypeAlias = LimitKey | CgroupPath | Instance | BalloonKey
-Change: TypeAlias = LimitChange | CgroupCreated | ProcessMoved | BalloonAsked
-Record: TypeAlias = Change | LimitKept | Undone | PagesMoved
+ChangeKey: TypeAlias = LimitKey | CgroupPath | Instance | Knob | BalloonKey
+Change: TypeAlias = LimitChange | CgroupCreated | ProcessMoved | KnobTurned | BalloonAsked
+Record: TypeAlias = Change | LimitKept | KnobKept | Undone | PagesMoved
 
 
 def key_of(change: Change) -> ChangeKey:
@@ -143,6 +167,8 @@ def key_of(change: Change) -> ChangeKey:
             return change.cgroup
         case ProcessMoved():
             return change.process
+        case KnobTurned():
+            return change.knob
         case BalloonAsked():
             return BalloonKey(vm=change.vm)
 
@@ -235,6 +261,17 @@ def _fields_of(record: Record) -> dict[str, Any]:
                 "to": record.to_cgroup,
                 **_origin_fields(record.origin),
             }
+        case KnobTurned():
+            return {
+                "k": "knob",
+                **_key_fields(record.knob),
+                "old": record.old_text,
+                "present": record.present_text,
+                "new": record.new_text,
+                **_origin_fields(record.origin),
+            }
+        case KnobKept():
+            return {"k": "turned", **_key_fields(record.knob), "text": record.text}
         case BalloonAsked():
             return {
                 "k": "balloon",
@@ -260,6 +297,8 @@ def _key_fields(key: ChangeKey) -> dict[str, Any]:
     match key:
         case Instance():
             return {"pid": key.pid, "start": key.start_ticks}
+        case Knob():
+            return {"knob": key.kind.value, "name": key.name}
         case BalloonKey():
             return {"vm": key.vm}
         case str():
@@ -303,6 +342,16 @@ def _record_from(fields: dict[str, Any]) -> Record:
                 to_cgroup=CgroupPath(fields["to"]),
                 origin=_origin_from(fields),
             )
+        case "knob":
+            return KnobTurned(
+                knob=_knob_from(fields),
+                old_text=fields["old"],
+                present_text=fields["present"],
+                new_text=fields["new"],
+                origin=_origin_from(fields),
+            )
+        case "turned":
+            return KnobKept(knob=_knob_from(fields), text=fields["text"])
         case "balloon":
             return BalloonAsked(
                 vm=VmId(fields["vm"]),
@@ -327,7 +376,13 @@ def _origin_from(fields: dict[str, Any]) -> Origin:
 def _key_from(fields: dict[str, Any]) -> ChangeKey:
     if "pid" in fields:
         return Instance(pid=fields["pid"], start_ticks=fields["start"])
+    if "knob" in fields:
+        return _knob_from(fields)
     if "vm" in fields:
         return BalloonKey(vm=VmId(fields["vm"]))
     cgroup = CgroupPath(fields["cgroup"])
     return (cgroup, LimitKind(fields["limit"])) if "limit" in fields else cgroup
+
+
+def _knob_from(fields: dict[str, Any]) -> Knob:
+    return Knob(kind=KnobKind(fields["knob"]), name=fields["name"])

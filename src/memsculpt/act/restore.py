@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Undo what an agent left behind, from the journal alone: on exit, at the next start, and by `memsculpt restore`.
 
-Order. Budgets that go up come first, so that the squeezed breathe before anyone else is asked to give; then processes
-go back to where they were, then budgets go down, and last the cgroups of our own are removed. Within one cgroup, and
-for processes and cgroups, the newest change is undone first (v1 keeps LIMIT and HARD in one file: the order counts).
+Order. Budgets that go up come first, so that the squeezed breathe before anyone else is asked to give; then merged
+pages are taken apart, for which there is room then; then processes go back to where they were, then budgets go down,
+and last the cgroups of our own are removed. Within one cgroup, and for processes and cgroups, the newest change is
+undone first (v1 keeps LIMIT and HARD in one file: the order counts).
 
 Whatever holds another value than the one we left is somebody else's by now: it is left alone and reported.
 """
@@ -11,12 +12,14 @@ Whatever holds another value than the one we left is somebody else's by now: it 
 from dataclasses import dataclass
 from enum import Enum
 
+from memsculpt.act import knobs
 from memsculpt.act.journal import Journal
 from memsculpt.act.records import (
     BalloonAsked,
     BalloonKey,
     CgroupCreated,
     Change,
+    KnobTurned,
     LimitChange,
     ProcessMoved,
     Undone,
@@ -114,6 +117,7 @@ class _Undo:
         return [
             *(change for change in newest_first if isinstance(change, BalloonAsked)),
             *(change for cgroup, group in limits.items() if cgroup in raising for change in group),
+            *knobs.in_order(one for one in newest_first if isinstance(one, KnobTurned)),
             *(change for change in newest_first if isinstance(change, ProcessMoved)),
             *(change for cgroup, group in limits.items() if cgroup not in raising for change in group),
             *(change for change in newest_first if isinstance(change, CgroupCreated)),
@@ -146,6 +150,8 @@ class _Undo:
                 return self._restore_limit(change)
             case ProcessMoved():
                 return self._move_back(change)
+            case KnobTurned():
+                return self._turn_back(change)
             case CgroupCreated():
                 return self._remove(change)
             case BalloonAsked():
@@ -197,6 +203,16 @@ class _Undo:
         self._host.remove_cgroup(change.cgroup)
         return Restored(what=_name(change), outcome=Outcome.RESTORED, value="removed")
 
+    def _turn_back(self, change: KnobTurned) -> Restored:
+        what = _name(change)
+        done = knobs.put_back(self._host, self._journal, change)
+        if done.problem:
+            return Restored(what=what, outcome=Outcome.FAILED, value=done.text.strip(), problem=done.problem)
+        if not done.is_ours:
+            problem = f"it holds {done.text.strip()!r}, which memsculpt did not write"
+            return Restored(what=what, outcome=Outcome.LEFT_ALONE, value=done.text.strip(), problem=problem)
+        return Restored(what=what, outcome=Outcome.RESTORED, value=done.text.strip())
+
     def _raises(self, group: list[LimitChange]) -> bool:
         """Tell whether undoing gives the cgroup more: its first-made change is what it ends up with."""
         first = group[-1]
@@ -213,6 +229,8 @@ def _name(change: Change) -> str:
             return f"{change.kind.value} of cgroup {change.cgroup!r}"
         case ProcessMoved():
             return f"pid {change.process.pid}"
+        case KnobTurned():
+            return change.knob.describe()
         case CgroupCreated():
             return f"cgroup {change.cgroup!r}"
         case BalloonAsked():

@@ -54,6 +54,23 @@ def check_partitions(
     _check_capacity(partitions, settings, total_bytes, complain)
 
 
+def check_trust(groups: list[dict[str, Any]], complain: Complain) -> None:
+    """Check that the trust groups have names of their own, and that no VM is named in two: they would be one group."""
+    names: dict[str, int] = {}
+    homes: dict[str, str] = {}
+    for index, fields in enumerate(groups):
+        name: str = fields.get("name", "")
+        if name in names:
+            problem = f"name: trust group {show(name)} is there twice (number {names[name] + 1} has it too)"
+            complain(("trust", index, "name"), problem, "give each group a name of its own, or put them together")
+        names.setdefault(name, index)
+        for each in fields.get("vms", ()):
+            if each in homes:
+                problem = f"vms: {show(each)} is in group {show(homes[each])} as well"
+                complain(("trust", index, "vms"), problem, "leave it in one of them, or put the groups together")
+            homes.setdefault(each, name)
+
+
 def _check_name(name: str, path: KeyPath, complain: Complain) -> None:
     is_plain = name.isprintable() and "/" not in name and name not in {".", ".."} and name == name.strip()
     if not is_plain or len(name.encode()) > _NAME_LENGTH:

@@ -77,6 +77,25 @@ PLAN = {
     "sculpt": Key("sculpt", values.choice(Sculpt)),
 }
 
+VMS = {
+    "discover": Key("discover", values.flag),
+    "sockets": Key(
+        "sockets",
+        values.texts('"/run/vms/*.qmp"', most=64, read_one=values.absolute_path('"/run/vms/*.qmp"')),
+    ),
+    "libvirt": Key("libvirt", values.libvirt_uri),
+    "timeout": Key("timeout_s", values.duration(0.1, 60.0)),
+    "balloon": Key("balloon", values.flag),
+    "floor": Key("floor_bytes", values.size(low_bytes=32 << 20)),
+    "dirty_rate": Key("dirty_every_s", values.often_or_never(10.0, 3600.0)),
+}
+
+TRUST = {
+    "name": Key("name", values.text('"tenant-a"')),
+    "vms": Key("vms", values.texts('"web-*"', most=256)),
+}
+"""Of `[[trust]]`."""
+
 PARTITION = {
     "name": Key("name", values.text('"cache"')),
     "guarantee": Key("guarantee_bytes", values.size()),
@@ -98,15 +117,6 @@ MATCH = {
     "label": Key("label", values.text('"batch"')),
 }
 
-VMS = {
-    "discover": Key("discover", values.flag),
-    "sockets": Key("sockets", values.texts('["/run/vms/*.qmp"]', most=64)),
-    "timeout": Key("timeout_s", values.duration(0.1, 60.0)),
-    "dirty_every": Key("dirty_every_s", values.duration(0.0, 3600.0)),
-    "balloon": Key("balloon", values.flag),
-    "floor": Key("floor_bytes", values.size(low_bytes=64 << 20)),
-}
-
 SECTIONS = {
     "agent": AGENT,
     "observe": OBSERVE,
@@ -116,3 +126,6 @@ SECTIONS = {
     "plan": PLAN,
     "vms": VMS,
 }
+
+TABLES = {"partition": PARTITION, "trust": TRUST}
+"""Those that may be there several times."""

@@ -20,6 +20,7 @@ from memsculpt.domain.settings import (
     ProfileSettings,
     SenseSettings,
     Settings,
+    TrustGroup,
     VmSettings,
 )
 from memsculpt.domain.workload import Match
@@ -133,7 +134,7 @@ class _Reading:
 
     def settings(self, total_bytes: int) -> Settings:
         """Return the settings. Raises ConfigError with everything that was found wrong."""
-        self._refuse_unknown((), self._document, [*keys.SECTIONS, "partition"])
+        self._refuse_unknown((), self._document, [*keys.SECTIONS, *keys.TABLES])
         agent = self.section("agent")
         capacity = agent.pop("capacity", None)
         if capacity is not None:
@@ -148,11 +149,17 @@ class _Reading:
             plan=PlanSettings(**self.section("plan")),
             vms=VmSettings(**self.section("vms")),
         )
-        partitions = self._partitions()
+        partitions, trust = self._partitions(), self._trust()
         checks.check_sections(whole, self._complain_at)
         checks.check_partitions(partitions, whole, total_bytes, self._complain_at)
+        checks.check_trust(trust, self._complain_at)
         self.raise_complaints()
-        return replace(whole, partitions=tuple(PartitionSettings(**fields) for fields in partitions))
+        groups = tuple(TrustGroup(**fields) for fields in trust)
+        return replace(
+            whole,
+            vms=replace(whole.vms, trust=groups),
+            partitions=tuple(PartitionSettings(**fields) for fields in partitions),
+        )
 
     def raise_complaints(self) -> None:
         """Raise what was collected: one complaint as it is, several together, by their lines."""
@@ -176,18 +183,32 @@ class _Reading:
             table = {key: value for key, value in table.items() if key in only}
         return self._fields((name,), table, known)
 
-    def _partitions(self) -> list[dict[str, Any]]:
-        found = self._document.get("partition", [])
+    def _tables(self, name: str) -> list[tuple[KeyPath, dict[str, Any]]]:
+        """Return the tables of `[[name]]`, each with where it stands."""
+        found = self._document.get(name, [])
         if not isinstance(found, list):
-            self._complain_at(("partition",), "[partition] is one table", "write [[partition]], in double brackets")
+            self._complain_at((name,), f"[{name}] is one table", f"write [[{name}]], in double brackets")
             return []
-        partitions: list[dict[str, Any]] = []
+        tables: list[tuple[KeyPath, dict[str, Any]]] = []
         for index, each in enumerate(cast("list[Any]", found)):
-            path = ("partition", index)
-            if not isinstance(each, dict):
-                self._table(path, each)
-                continue
-            table = cast("dict[str, Any]", each)
+            if isinstance(each, dict):
+                tables.append(((name, index), cast("dict[str, Any]", each)))
+            else:
+                self._table((name, index), each)
+        return tables
+
+    def _trust(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = []
+        for path, table in self._tables("trust"):
+            groups.append(self._fields(path, table, keys.TRUST))
+            for key, example in (("name", '"tenant-a"'), ("vms", '["web-*"]')):
+                if key not in table:
+                    self._complain_at(path, f"this trust group has no {key}", f"add {key} = {example} below [[trust]]")
+        return groups
+
+    def _partitions(self) -> list[dict[str, Any]]:
+        partitions: list[dict[str, Any]] = []
+        for path, table in self._tables("partition"):
             fields = self._fields(path, {key: table[key] for key in table if key != "match"}, keys.PARTITION)
             match_table = self._table((*path, "match"), table.get("match", {}))
             fields["match"] = Match(**self._fields((*path, "match"), match_table, keys.MATCH))
@@ -243,10 +264,10 @@ def _line_of(complaint: ConfigError) -> int:
 
 def _nearest(name: str, path: KeyPath, known: list[str]) -> str:
     """Return the fix for an unknown key: the nearest known one, or the section where it belongs, or the whole list."""
-    everywhere = {**keys.SECTIONS, "partition": keys.PARTITION, "match": keys.MATCH}
+    everywhere = {**keys.SECTIONS, **keys.TABLES, "match": keys.MATCH}
     homes = [section for section, table in everywhere.items() if name in table and section not in path]
     if homes:
-        return f"{name} belongs in [{homes[0]}]" if homes[0] != "partition" else f"{name} belongs in a [[partition]]"
+        return f"{name} belongs in a [[{homes[0]}]]" if homes[0] in keys.TABLES else f"{name} belongs in [{homes[0]}]"
     close = get_close_matches(name.lower().replace("-", "_"), known, n=1)
     if close:
         return f"did you mean {close[0]}?"

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, TypeAlias, TypeVar, cast
 
 from memsculpt.domain.units import (
+    format_bytes,
     format_duration_s,
     parse_duration_s,
     parse_rate_bytes_per_s,
@@ -190,6 +191,47 @@ def rising(read_one: Read, example: str, *, most: int) -> Read:
     return read
 
 
+def texts(example: str, *, most: int, read_one: Read | None = None) -> Read:
+    """Read a list of texts, none of them twice; it may not be empty."""
+    read_text = read_one or text(example)
+
+    def read(value: Any) -> tuple[str, ...]:
+        items = cast("list[Any]", value) if isinstance(value, list) else []
+        if not items:
+            raise Wrong(f"{show(cast('object', value))} is no list of texts", f"write a list such as [{example}]")
+        if len(items) > most:
+            raise Wrong(f"{len(items)} entries are too many", f"write at most {most}")
+        found = tuple(cast("str", read_text(item)) for item in items)
+        if len(set(found)) != len(found):
+            raise Wrong("has an entry twice", "write each once")
+        return found
+
+    return read
+
+
+def libvirt_uri(value: Any) -> str:
+    """Read the URI of a libvirt host, or "" for none."""
+    if value == "":
+        return ""
+    uri = cast("str", text('"qemu:///system"')(value))
+    if not uri.startswith("qemu") or "://" not in uri:
+        problem = f"{show(uri)} is no URI of a QEMU host of libvirt"
+        raise Wrong(problem, 'write "qemu:///system", or leave it out')
+    if not uri.partition("://")[2].startswith("/"):
+        problem = f"{show(uri)} is another machine's: its memory cannot be managed from here"
+        raise Wrong(problem, 'run memsculpt there, and write "qemu:///system"')
+    return uri
+
+
+def often_or_never(low_s: float, high_s: float) -> Read:
+    """Read "1min" within bounds, or "never" as 0."""
+
+    def read(value: Any) -> float:
+        return 0.0 if value == "never" else cast("float", duration(low_s, high_s)(value))
+
+    return read
+
+
 def absolute_path(example: str, *, is_socket: bool = False) -> Read:
     """Read a path that does not depend on where the agent was started."""
 
@@ -231,7 +273,8 @@ def _quantity(parse: Callable[[str], float], what: str, example: str, *, low: fl
         except (ValueError, OverflowError) as error:
             raise _from_units(value, str(error), what, example) from error
         if not math.isfinite(quantity) or quantity < low:
-            raise Wrong(f"{show(value)} is too small", f"write {what} of at least {low:g}, such as {example}")
+            least = format_bytes(low).replace(" ", "") if what.startswith("a size") else f"{low:g}"
+            raise Wrong(f"{show(value)} is too small", f"write {what} of at least {least}, such as {example}")
         return quantity
 
     return read

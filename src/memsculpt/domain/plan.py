@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from memsculpt.domain.arrays import Float64, Int64, freeze_columns
 from memsculpt.domain.pool import ColdZone, HotZone
+from memsculpt.domain.sharing import ScanRate, SharingStep
 from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
 
@@ -137,7 +138,27 @@ class SetBalloon:
     reason: Reason
 
 
-Action: TypeAlias = PageOut | PageIn | Reclaim | SculptPool | SetLimit | SetBalloon | CreateCgroup | MoveProcess
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetSharing:
+    """Have the kernel merge the identical pages of one trust group's VMs, pause that, or end it and take it apart."""
+
+    group: str
+    step: SharingStep
+    reason: Reason
+    vms: tuple[VmId, ...] = ()  # whose memory is offered
+    processes: frozenset[Instance] = frozenset()  # of the group's VMs: who else offers memory stops it
+    rate: ScanRate | None = None  # to MERGE
+    size_bytes: int = 0  # what it is to save, at least
+
+    @property
+    def partition(self) -> str:
+        """None: a trust group is no partition."""
+        return ""
+
+
+Action: TypeAlias = (
+    PageOut | PageIn | Reclaim | SculptPool | SetLimit | SetBalloon | SetSharing | CreateCgroup | MoveProcess
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

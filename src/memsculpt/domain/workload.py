@@ -7,7 +7,8 @@ from typing import NewType
 
 WorkloadId = NewType("WorkloadId", str)
 """`system.slice/redis.service` (cgroup below the memory controller's root) or `exe:/usr/bin/foo`, the latter with
-` user:`, ` cgroup:` or ` pid:` and a value behind it where a partition's rule tells the program's processes apart."""
+` user:`, ` cgroup:` or ` pid:` and a value behind it where a partition's rule tells the program's processes apart;
+`vm:NAME` for a virtual machine."""
 
 CgroupPath = NewType("CgroupPath", str)
 """A cgroup relative to the memory controller's root, without a leading slash; "" is the root.
@@ -36,7 +37,8 @@ class Match:
 
     def is_by_cgroup(self) -> bool:
         """Tell whether whole cgroups are adopted, rather than single processes."""
-        return self.cgroup is not None and self.exe is None and self.user is None and self.pid is None
+        others = (self.exe, self.user, self.pid, self.vm)
+        return self.cgroup is not None and all(one is None for one in others)
 
     def fits(self, *, cgroup: str, exe: str, user: str, pid: int, vm: str = "", label: str = "") -> bool:
         """Tell whether a process with these facts belongs here."""

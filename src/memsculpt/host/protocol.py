@@ -16,6 +16,7 @@ from memsculpt.domain.pages import Cleared, Extents, Grain, Touches
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.pool import Tier
 from memsculpt.domain.settings import PartitionSettings
+from memsculpt.domain.sharing import Merging, Offerer, PageContents
 from memsculpt.domain.vm import BalloonSet, GuestRam, VmId
 from memsculpt.domain.workload import CgroupPath, Instance
 
@@ -358,8 +359,62 @@ class Hypervisor(Protocol):
         """
         ...
 
+    def is_offered(self, vm: VmId) -> bool:
+        """Tell whether the guest's RAM is offered to KSM now. Source: QMP `qom-get`, `merge` of its memory backend."""
+        ...
 
-class Host(Clock, Observer, Looker, Pager, Sculptor, Limiter, Grouper, Hypervisor, Protocol):
+    def offer(self, vm: VmId, *, to_ksm: bool) -> bool:
+        """Offer the guest's RAM to KSM or take the offer back, which takes apart what is merged; return what is now.
+
+        Raises Refused where QEMU cannot change it (a backend without the property, shared memory).
+        Source: QMP `qom-set`; what was offered by `mem-merge=on` besides RAM (firmware, video) stays offered.
+        """
+        ...
+
+
+class Merger(Protocol):
+    """The kernel's merging of identical pages (KSM), and what pages hold. One switch for the whole machine.
+
+    Raises Unavailable where the kernel has no KSM, does not tell who offers memory, or denies it.
+    """
+
+    def merging(self) -> Merging:
+        """Return what it does now."""
+        ...
+
+    def offerers(self) -> tuple[Offerer, ...]:
+        """Return every process of the machine whose memory would be merged while it runs, or is.
+
+        One that offers memory only after this is not scanned before everybody else's pages were: the kernel puts it
+        behind its own place in the list (mm/ksm.c, __ksm_enter). Source: /proc/PID/ksm_stat.
+        """
+        ...
+
+    def mergeable_runs(self, process: Instance, ranges: Int64) -> Int64:
+        """Return which pages of `ranges` could be merged, as runs, shape (n, 2): private, anonymous, in memory."""
+        ...
+
+    def page_contents(self, process: Instance, wanted: Int64) -> PageContents:
+        """Return what pages hold, of the runs `wanted`; what is not in memory is left out and not brought in.
+
+        Raises Vanished. Source: process_vm_readv(2).
+        """
+        ...
+
+    def has_ksm(self, name: str) -> bool:
+        """Tell whether this kernel has a setting of KSM."""
+        ...
+
+    def read_ksm(self, name: str) -> str:
+        """Return a setting as the kernel prints it. Raises Refused for one that is not memsculpt's to change."""
+        ...
+
+    def write_ksm(self, name: str, text: str) -> str:
+        """Write a setting and return what the kernel holds now. Raises as `read_ksm`, and Transient."""
+        ...
+
+
+class Host(Clock, Observer, Looker, Pager, Sculptor, Limiter, Grouper, Hypervisor, Merger, Protocol):
     """All of them: what the agent runs on."""
 
     name: str  # "linux", "simulated"

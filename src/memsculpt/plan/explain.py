@@ -18,12 +18,19 @@ from memsculpt.domain.plan import (
     Reclaim,
     SculptPool,
     SetBalloon,
+    SetSharing,
 )
 from memsculpt.domain.pool import HotZone
+from memsculpt.domain.sharing import SharingStep
 from memsculpt.domain.units import format_bytes, format_duration_s
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _LIMIT_NAMES = {LimitKind.GUARANTEE: "guarantee", LimitKind.LIMIT: "limit", LimitKind.HARD: "hard limit"}
+_SHARING = {
+    SharingStep.MERGE: "merge identical pages",
+    SharingStep.PAUSE: "pause merging",
+    SharingStep.END: "end merging and take apart what is merged",
+}
 _ANSWERS = {
     Answer.ENOUGH: "granted, there is room",
     Answer.RESIZED: "granted by resizing partition {partition}",
@@ -73,6 +80,11 @@ def _what(action: Action) -> str:
         return f"{action.partition}: create cgroup {action.cgroup}"
     if isinstance(action, MoveProcess):
         return f"{action.partition}: move process {action.process.pid} to {action.to_cgroup}"
+    if isinstance(action, SetSharing):
+        rate = ""
+        if action.rate is not None:
+            rate = f", {action.rate.pages_to_scan} pages every {action.rate.sleep_ms} ms"
+        return f"trust group {action.group}: {_SHARING[action.step]}{rate}"
     if isinstance(action, SetBalloon):
         change = f"from {format_bytes(action.from_bytes)} to {format_bytes(action.to_bytes)}"
         return f"{action.workload}: what its balloon leaves it {change}"

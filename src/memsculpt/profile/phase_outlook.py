@@ -18,6 +18,9 @@ from memsculpt.profile.slots import Bits
 
 PROBABILITY_LEAST = 0.2
 CHAIN_MOST = 4
+LEARNT_OCCURRENCES = 3  # from so many on the times of a phase are relied on
+STEADY_LOOKS = 10  # of something that has no known end
+OVERDUE_RATIO = 1.5
 LOOKS_IN_VAIN = 50  # without a phase that comes back; then is looked half as often
 # Gaps that differ from the median by more than this share are no rhythm.
 REGULAR_RATIO = 0.25
@@ -55,6 +58,34 @@ def predict(state: PhaseState, now_s: float, within_s: float) -> Prediction:
 def look_interval_s(state: PhaseState, least_s: float, most_s: float) -> float:
     """Return how long to wait with the next look: a pool without phases is looked at less and less often."""
     return min(most_s, least_s * 2.0 ** (state.looks_since_return // LOOKS_IN_VAIN))
+
+
+def calm_until_s(state: PhaseState, now_s: float) -> float:
+    """Return until when nothing is expected to begin or to end, going by the 10 % quantiles; -inf: it may at any time.
+
+    Until then looks may be rarer. It is not calm where the times are not known: while something new begins, before a
+    phase has come three times, when nothing is announced, and when what has begun may have ended. What goes on and on
+    is calm again (inf): of a program without a pattern there is nothing to be missed.
+    """
+    segment = state.segment
+    if segment is not None:
+        if segment.quiet_looks:
+            return float("-inf")
+        phase = phase_of(state, segment.phase)
+        is_learnt = phase is not None and phase.blocks.occurrences >= LEARNT_OCCURRENCES
+        if phase is not None and is_learnt and now_s - segment.onset_s <= OVERDUE_RATIO * max(phase.dwells_s):
+            return segment.onset_s + float(np.quantile(phase.dwells_s, 0.1))
+        return float("inf") if segment.looks >= STEADY_LOOKS else float("-inf")
+    announced = (
+        *_by_chain(state, now_s, float("inf")),
+        *_by_period(state, now_s),
+        *_by_trigger(state, now_s),
+    )
+    likely = [(number, times[0]) for number, (_, probability, times) in announced if probability >= PROBABILITY_LEAST]
+    known = {one.id: one.blocks.occurrences for one in state.phases}
+    if not likely or any(known.get(number, 0) < LEARNT_OCCURRENCES for number, _ in likely):
+        return float("-inf")
+    return min(low_s for _, low_s in likely)
 
 
 def replay(state: PhaseState, now_s: float) -> Prediction:

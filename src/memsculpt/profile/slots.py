@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from memsculpt.domain.arrays import Int64
 
-GROUP = 256
+GROUP_BITS = 8
+GROUP = 1 << GROUP_BITS
 # A pool of 64 GiB in blocks of 64 KiB. What lies beyond is not learnt.
 SLOTS_MOST = 1 << 20
 
@@ -68,8 +69,12 @@ def bits_of(slots: Slots, numbers: Int64) -> Bits:
 
 def numbers_where(slots: Slots, flags: npt.NDArray[np.bool_]) -> Int64:
     """Return the numbers of the places that are set, ascending."""
-    rows = np.flatnonzero(ascending(slots, flags))
-    return slots.groups[rows // GROUP] * GROUP + rows % GROUP
+    return numbers_at(slots, np.flatnonzero(ascending(slots, flags)))
+
+
+def numbers_at(slots: Slots, rows: Int64) -> Int64:
+    """Return the numbers of rows of a column that is in the order of the numbers."""
+    return (slots.groups[rows >> GROUP_BITS] << GROUP_BITS) | (rows & (GROUP - 1))
 
 
 def ascending(slots: Slots, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -94,5 +99,5 @@ def flags_of(bits: Bits) -> npt.NDArray[np.uint8]:
 
 
 def _groups_of(numbers: Int64) -> Int64:
-    groups = numbers // GROUP
-    return groups[np.flatnonzero(np.diff(groups, prepend=-1))]
+    groups = numbers >> GROUP_BITS
+    return groups[:1] if len(groups) < 2 else groups[np.append(True, groups[1:] != groups[:-1])]

@@ -9,6 +9,8 @@ from memsculpt.domain.arrays import Int64
 
 # So much of the steps between new blocks has to be the same step.
 REGULAR_RATIO = 0.7
+SAMPLED_STEPS = 1024
+FAR_BLOCKS = 256  # 16 MiB of 64 KiB: no stride is as long
 NEW_LEAST = 2  # of blocks: fewer show no stride
 # A walk is believed when it went on as foretold so often.
 CONFIRMED_LEAST = 2
@@ -29,10 +31,12 @@ class Stream:
 
 def follow(stream: Stream, fresh: Int64, at_s: float) -> Stream:
     """Return the walk after an interval in which the blocks `fresh` were touched that were not before; ascending."""
+    fresh = _main_stretch(fresh)
     if len(fresh) < NEW_LEAST:
         return Stream(at_s=at_s)
     steps = np.diff(fresh)
-    stride = int(np.median(steps))
+    # Of a walk most steps are equal, so a part of them tells which it is; they are all counted below.
+    stride = int(np.median(steps[:: 1 + len(steps) // SAMPLED_STEPS]))
     if np.count_nonzero(steps == stride) < REGULAR_RATIO * len(steps):
         return Stream(at_s=at_s)
     low, high = int(fresh[0]), int(fresh[-1])
@@ -50,6 +54,20 @@ def follow(stream: Stream, fresh: Int64, at_s: float) -> Stream:
                 confirmed=stream.confirmed + 1,
             )
     return Stream(at_s=at_s, next_block=high + stride, next_below=low - stride, blocks_per_s=pace)
+
+
+def _main_stretch(fresh: Int64) -> Int64:
+    """Return the blocks without those that lie far away from most of them; none where there is no such stretch.
+
+    A program that walks through a table touches a few blocks of its own besides, and so do its neighbours in the pool.
+    """
+    edges = np.concatenate(([0], np.flatnonzero(np.diff(fresh) > FAR_BLOCKS) + 1, [len(fresh)]))
+    if len(edges) <= 2:
+        return fresh
+    sizes = np.diff(edges)
+    longest = int(sizes.argmax())
+    most = int(sizes[longest])
+    return fresh[edges[longest] : edges[longest + 1]] if most >= REGULAR_RATIO * len(fresh) else fresh[:0]
 
 
 def goes_on(stream: Stream) -> bool:

@@ -74,7 +74,7 @@ class Bootable(Protocol):
     """What a guest can be made of."""
 
     def command(self, folder: Path, shell_fd: int) -> list[str]:
-        """Return what starts it: logs go to `folder`, the shell is the socket `shell_fd`."""
+        """Return what starts it: logs go to `folder`, the guest's shell talks over the socket `shell_fd`."""
         ...
 
 

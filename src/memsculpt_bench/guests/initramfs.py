@@ -77,8 +77,8 @@ def pack(entries: Iterable[Entry]) -> bytes:
     return bytes(archive)
 
 
-def build(modules: Iterable[tuple[str, bytes]], busybox: Path = BUSYBOX) -> bytes:
-    """Return the initramfs with `modules`, which are inserted in the order given."""
+def build(modules: Iterable[tuple[str, bytes]], busybox: Path = BUSYBOX, init: str = INIT) -> bytes:
+    """Return the initramfs with `modules`, which are inserted in the order given, and an init that does it."""
     modules = list(modules)
     order = "".join(f"{name}.ko\n" for name, _ in modules)
     return pack(
@@ -87,7 +87,7 @@ def build(modules: Iterable[tuple[str, bytes]], busybox: Path = BUSYBOX) -> byte
             character_device("dev/console", 5, 1),
             character_device("dev/null", 1, 3),
             file("bin/busybox", busybox.read_bytes()),
-            file("init", INIT.encode()),
+            file("init", init.encode()),
             file("mod/order", order.encode(), 0o644),
             *(file(f"mod/{name}.ko", content, 0o644) for name, content in modules),
         ]

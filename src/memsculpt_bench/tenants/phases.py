@@ -8,8 +8,9 @@ waits for memory. Pages are 4 KiB in every arm. Habits:
     analytics  sums the columns of the turn's table by group, pass after pass, from its first record to its last
     uniform    reads and writes records of all sets at random, with no pause
 
-Prints one JSON line when it is ready: {"pid", "sets": [[address, bytes], ...]}, and one a turn: {"turn", "set",
-"start_s", "end_s", "cpu_s", "major_faults", "minor_faults", "total"}, on the monotonic clock.
+Prints one JSON line when it is ready: {"pid", "sets": [[address, bytes], ...]}. It takes its first turn at the time
+that a line `go SECONDS` on its input says. Then it prints one line a turn: {"turn", "period", "set", "start_s",
+"end_s", "cpu_s", "major_faults", "minor_faults", "total"}. Times are on the monotonic clock.
 """
 
 import argparse
@@ -61,6 +62,14 @@ def work_on_table(data: Table, touches: int) -> int:
     return int((sums * np.arange(GROUPS)).sum())
 
 
+def awaited_start_s() -> float:
+    """Wait for the line that tells when the first turn is due, and return that time."""
+    words = sys.stdin.readline().split()
+    if len(words) != 2 or words[0] != "go":
+        raise SystemExit(f"expected a line `go SECONDS` on the input, not {words}")
+    return float(words[1])
+
+
 def main() -> None:
     """Build, then take the turns of the schedule."""
     parser = argparse.ArgumentParser()
@@ -71,6 +80,7 @@ def main() -> None:
     parser.add_argument("--touches", type=int, required=True, help="records, in a turn")
     parser.add_argument("--slot-s", type=float, required=True, help="from one turn's begin to the next")
     parser.add_argument("--jitter", type=float, default=0.1, help="of the slot, by which turns begin earlier or later")
+    parser.add_argument("--first-set", type=int, default=0, help="the number of its first set in what is printed")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--willneed", action="store_true", help="advise MADV_WILLNEED on the set when its turn begins")
     args = parser.parse_args()
@@ -86,7 +96,7 @@ def main() -> None:
     say({"pid": os.getpid(), "sets": [[base + number * args.bytes, args.bytes] for number in range(args.sets)]})
     chance = np.random.default_rng(args.seed)
     slot_s, jitter = float(args.slot_s), float(args.jitter)
-    begin_s = time.monotonic() + slot_s
+    begin_s = awaited_start_s()
     for turn in range(args.turns):
         number = int(turn % args.sets)
         if args.habit != "uniform":
@@ -104,7 +114,8 @@ def main() -> None:
         say(
             {
                 "turn": turn,
-                "set": number,
+                "period": turn // args.sets,
+                "set": args.first_set + number,
                 "start_s": start_s,
                 "end_s": time.monotonic(),
                 "cpu_s": time.process_time() - start_cpu_s,

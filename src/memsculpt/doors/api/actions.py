@@ -14,6 +14,7 @@ from memsculpt.domain.plan import (
     SculptPool,
     SetBalloon,
     SetLimit,
+    SetSharing,
 )
 from memsculpt.domain.report import Report
 from memsculpt.domain.units import format_bytes, format_duration_s
@@ -30,6 +31,7 @@ KINDS: dict[type[Action], str] = {
     SetBalloon: "set-balloon",
     CreateCgroup: "create-cgroup",
     MoveProcess: "move-process",
+    SetSharing: "set-sharing",
 }
 
 
@@ -94,6 +96,8 @@ def view_action(action: Action, now_s: float) -> ActionView:
         view.cgroup, view.to_cgroup = words.text_of(action.from_cgroup), words.text_of(action.to_cgroup)
         view.pid = action.process.pid
         view.size_bytes = action.charged_bytes
+    elif isinstance(action, SetSharing):
+        view.size_bytes = action.size_bytes
     elif isinstance(action, SetBalloon):
         view.workload = words.text_of(action.workload)
         view.pid = action.process.pid

@@ -40,10 +40,12 @@ from memsculpt.doors.api.schema import (
     RequestBody,
     SculptBody,
     StatusView,
+    VmsView,
     WorkloadsView,
 )
 from memsculpt.doors.api.sculpt import take_sculpts, view_pools
 from memsculpt.doors.api.status import view_status
+from memsculpt.doors.api.vms import view_vms
 from memsculpt.doors.api.workloads import view_workloads
 from memsculpt.errors import MemsculptError
 
@@ -52,6 +54,7 @@ READS: tuple[tuple[str, type[msgspec.Struct], Callable[[Report], msgspec.Struct]
     ("/v1/status", StatusView, view_status, "Everything at a glance"),
     ("/v1/partitions", PartitionsView, view_partitions, "What each partition is promised, has, uses and will need"),
     ("/v1/workloads", WorkloadsView, view_workloads, "Every workload, its use told apart"),
+    ("/v1/vms", VmsView, view_vms, "Virtual machines, as their monitors and guests tell them"),
     ("/v1/plan", PlanView, view_plan, "The last tick's plan and what was held back"),
     ("/v1/actions", ActionsView, view_actions, "The most recent actions and what came of them"),
     ("/v1/profiles", ProfilesView, view_profiles, "What lasts of each workload: the profile store"),

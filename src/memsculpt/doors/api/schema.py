@@ -246,6 +246,51 @@ class SamplingView(msgspec.Struct, kw_only=True):
     notes: list[str]
 
 
+class GuestMemoryView(msgspec.Struct, kw_only=True):
+    """What a guest says of its memory; null: it does not tell, or what it tells cannot be."""
+
+    age_s: float
+    total_bytes: int | None
+    used_bytes: int | None  # what it cannot give without swapping
+    free_bytes: int | None
+    available_bytes: int | None
+    cache_bytes: int | None
+    swapped_in_bytes: int | None  # since it booted, as the three below
+    swapped_out_bytes: int | None
+    major_faults_count: int | None
+    minor_faults_count: int | None
+
+
+class VmView(msgspec.Struct, kw_only=True):
+    """A virtual machine as its monitor tells it; counters are since its process began."""
+
+    uuid: str  # "name:NAME" where it was started without one
+    name: str
+    workload: str
+    partition: str | None
+    pid: int
+    state: str
+    via: str
+    age_s: float | None  # of the last answer; null: it has never answered
+    ram_bytes: int  # what it was built with; 0 before it has answered
+    balloon_bytes: int | None  # what the balloon leaves it; null without a balloon
+    guest: GuestMemoryView | None
+    features: list[str]
+    vcpu_s: float
+    read_bytes: int
+    written_bytes: int
+    received_bytes: int | None  # null: not through taps of this host
+    sent_bytes: int | None
+    dirtied_bytes_per_s: float | None  # null: not measured
+    problem: str
+
+
+class VmsView(msgspec.Struct, kw_only=True):
+    """All virtual machines."""
+
+    vms: list[VmView]
+
+
 class OvercommitView(msgspec.Struct, kw_only=True):
     """How far the partitions' VMs are overcommitted, and the chance that their demands exceed the capacity."""
 
@@ -277,6 +322,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     notes: list[str]
     last_problem: str
     growth: SamplingView | None = None  # None: no partition is critical, or sensing is off
+    vms: list[VmView] = []
     overcommit: OvercommitView | None = None  # None: no partition holds a VM
 
 

@@ -17,6 +17,7 @@ from memsculpt.doors.api.schema import (
     ScoresView,
     StatusView,
 )
+from memsculpt.doors.api.vms import list_vms
 from memsculpt.doors.api.workloads import list_workloads
 
 RECENT_ACTIONS = 20
@@ -42,6 +43,7 @@ def view_status(report: Report) -> StatusView:
         notes=[words.text_of(note) for note in report.notes],
         last_problem=words.text_of(report.last_problem),
         growth=_view_sampling(report),
+        vms=list_vms(report),
         overcommit=view_overcommit(report),
     )
 

@@ -35,7 +35,7 @@ COMMANDS = (
         "restore",
         "exec",
     ),
-    *("pools", "pool-stats", "sculpt"),
+    *("pools", "pool-stats", "sculpt", "vms"),
     *("backtest", "train"),
 )
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it

@@ -9,6 +9,7 @@ from memsculpt.doors import words
 from memsculpt.doors.cli import options
 from memsculpt.doors.cli.command_line import Subparsers
 from memsculpt.doors.cli.partitions import partition_table, shown_quantile
+from memsculpt.doors.cli.vms import vm_table
 
 FEW_WORKLOADS = 12
 FEW_ACTIONS = 5
@@ -42,6 +43,8 @@ def status_words(status: dict[str, Any], *, every: bool = False) -> str:
         blocks.append(partition_table(status["partitions"]))
     if status["workloads"]:
         blocks.append(_workload_table(status["workloads"], len(status["workloads"]) if every else FEW_WORKLOADS))
+    if status["vms"]:
+        blocks.append(vm_table(status))
     blocks.append("\n".join([_score_line(status["scores"]), *_action_lines(status["actions"])]))
     troubles = [f"note: {words.printable(note)}" for note in status["notes"]]
     if status["last_problem"]:

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 
+from memsculpt.domain.arrays import Int64
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings, Settings
+from memsculpt.domain.sharing import Merging, Offerer, PageContents
 from memsculpt.domain.workload import CgroupPath, Instance
 from memsculpt.errors import ConfigError, Refused, Unavailable, Vanished
 from memsculpt.host.bpf.tasks import TaskReader
@@ -21,6 +23,7 @@ from memsculpt.host.linux.errnos import translate
 from memsculpt.host.linux.fault_watch import LinuxFaultWatch
 from memsculpt.host.linux.hierarchy import find_controller
 from memsculpt.host.linux.hypervisor import LinuxHypervisor
+from memsculpt.host.linux.ksm import Ksm
 from memsculpt.host.linux.observe import LinuxObserver
 from memsculpt.host.linux.pager import LinuxPager
 from memsculpt.host.linux.processes import ProcessReader
@@ -65,6 +68,7 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
         self._trigger = psi.open_trigger("/proc/pressure/memory")
         self._woken_early_at_s = float("-inf")
         self._made: set[CgroupPath] = set()
+        self._ksm = Ksm()
         self._modules = Modules()
 
     def now_s(self) -> float:
@@ -143,6 +147,34 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
     def touch_cost_s(self) -> float:
         """Return what a program pays for the first touch of a page after a clear."""
         return measure_touch_cost_s()
+
+    def merging(self) -> Merging:
+        """Return what KSM does now."""
+        return self._ksm.merging()
+
+    def offerers(self) -> tuple[Offerer, ...]:
+        """Return who has offered memory to KSM."""
+        return self._ksm.offerers()
+
+    def mergeable_runs(self, process: Instance, ranges: Int64) -> Int64:
+        """Return which pages could be merged."""
+        return self._ksm.mergeable_runs(process, ranges)
+
+    def page_contents(self, process: Instance, wanted: Int64) -> PageContents:
+        """Return what pages hold."""
+        return self._ksm.page_contents(process, wanted)
+
+    def has_ksm(self, name: str) -> bool:
+        """Tell whether this kernel has a setting of KSM."""
+        return self._ksm.has_ksm(name)
+
+    def read_ksm(self, name: str) -> str:
+        """Return a setting of KSM."""
+        return self._ksm.read_ksm(name)
+
+    def write_ksm(self, name: str, text: str) -> str:
+        """Write a setting of KSM and return what the kernel holds now."""
+        return self._ksm.write_ksm(name, text)
 
     def capabilities(self) -> Mapping[str, Capability]:
         """Return what doctor found."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.vm import BalloonSet, GuestRam, VmId, VmReading, VmState
 from memsculpt.errors import Refused, Transient, Unavailable, Vanished
-from memsculpt.host.linux import guest_ram
+from memsculpt.host.linux import guest_ram, ksm_offers
 from memsculpt.host.linux.qmp import Answer, Command, CommandError
 from memsculpt.host.linux.virtual_machines import Machine, VirtualMachines
 from memsculpt.host.linux.vm_asking import size_in
@@ -80,6 +80,17 @@ class LinuxHypervisor:
         if actual is None:
             raise Transient(place=place, problem="does not tell its balloon's size", retry_in_s=RETRY_IN_S)
         return actual
+
+    def is_offered(self, vm: VmId) -> bool:
+        """Tell whether the guest's RAM is offered to KSM; see the protocol."""
+        machine = self._machine(vm)
+        return ksm_offers.is_offered(lambda commands: self._asked(machine, commands))
+
+    def offer(self, vm: VmId, *, to_ksm: bool) -> bool:
+        """Offer the guest's RAM to KSM or take it back; see the protocol."""
+        machine = self._machine(vm)
+        place = f'VM "{machine.name}"'
+        return ksm_offers.offer(lambda commands: self._asked(machine, commands), to_ksm=to_ksm, place=place)
 
     def _machine(self, vm: VmId) -> Machine:
         machine = self._vms.get(vm)

@@ -177,7 +177,9 @@ class Monitors:
             self._expected[process] = (low - BALLOON_STEP_BYTES, high + BALLOON_STEP_BYTES)
 
     def close(self) -> None:
-        """Put back what was changed in the VMs, as far as they answer at once, and end the thread."""
+        """Put back what was changed in the VMs, as far as they answer at once, and end the thread; twice is as once."""
+        if self._ends:
+            return
         self._ends = True
         self._wake()
         self._thread.join()

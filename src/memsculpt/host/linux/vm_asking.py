@@ -73,6 +73,7 @@ class VmAsking:
         self._polling_s: int | None = None  # as it was before us; None: not asked yet
         self._sets_polling = False
         self._is_migrating = False
+        self._own_state = VmState.UNREACHABLE  # whether it migrates or not
         self._now_s = self._wall_s = 0.0
 
     def questions(self, now_s: float, wall_s: float) -> list[Question]:
@@ -168,12 +169,13 @@ class VmAsking:
             self._settle_state(_STATES.get(told, VmState.PAUSED))
 
     def _settle_state(self, state: VmState) -> None:
+        self._own_state = state
         is_moving = self._is_migrating and state in {VmState.RUNNING, VmState.PAUSED}
         self.facts.state = VmState.MIGRATING if is_moving else state
 
     def _migration(self, answer: Answer) -> None:
         self._is_migrating = _text(_part(answer, "status")) in _MIGRATES
-        self._settle_state(self.facts.state)
+        self._settle_state(self._own_state)
 
     def _uuid(self, answer: Answer) -> None:
         self.facts.uuid = _text(_part(answer, "UUID")).lower() or NO_UUID

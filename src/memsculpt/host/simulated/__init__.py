@@ -10,9 +10,11 @@ from memsculpt.host.simulated.faults import (
     DeniedPaging,
     Fault,
     ForeignLimit,
+    SilentMonitor,
     SwapFull,
     VanishBeforeAction,
 )
+from memsculpt.host.simulated.guests import Driver, VirtualMachine, Word
 from memsculpt.host.simulated.host import SimulatedHost
 from memsculpt.host.simulated.living import Costs, Record
 from memsculpt.host.simulated.reclaim import ReclaimRules
@@ -37,6 +39,7 @@ __all__ = [
     "Cycle",
     "DeniedLooking",
     "DeniedPaging",
+    "Driver",
     "Fault",
     "ForeignLimit",
     "Leak",
@@ -45,8 +48,11 @@ __all__ = [
     "Ramp",
     "ReclaimRules",
     "Record",
+    "SilentMonitor",
     "SimulatedHost",
     "StartupPeak",
     "SwapFull",
     "VanishBeforeAction",
+    "VirtualMachine",
+    "Word",
 ]

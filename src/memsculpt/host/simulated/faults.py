@@ -55,6 +55,15 @@ class SwapFull:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SilentMonitor:
+    """A VM's monitor does not answer (it hangs, or another client has it)."""
+
+    program: str
+    from_s: float
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignLimit:
     """Somebody else writes a budget, once."""
 
@@ -64,7 +73,9 @@ class ForeignLimit:
     at_s: float
 
 
-Fault: TypeAlias = VanishBeforeAction | BusyLimit | DeniedPaging | DeniedLooking | SwapFull | ForeignLimit
+Fault: TypeAlias = (
+    VanishBeforeAction | BusyLimit | DeniedPaging | DeniedLooking | SwapFull | SilentMonitor | ForeignLimit
+)
 
 
 class FaultSchedule:
@@ -90,6 +101,11 @@ class FaultSchedule:
     def is_swap_full(self, at_s: float) -> bool:
         """Tell whether swap takes nothing now."""
         return any(isinstance(fault, SwapFull) and fault.from_s <= at_s < fault.until_s for fault in self._faults)
+
+    def is_silent(self, program: str, at_s: float) -> bool:
+        """Tell whether a VM's monitor says nothing now."""
+        found = (fault for fault in self._faults if isinstance(fault, SilentMonitor))
+        return any(fault.program == program and fault.from_s <= at_s < fault.until_s for fault in found)
 
     def take_vanishing(self, program: str, at_s: float) -> bool:
         """Tell whether the program's process goes away right now; each such fault happens once."""

@@ -22,6 +22,7 @@ from memsculpt.host.simulated.hypervisor import SimulatedHypervisor
 from memsculpt.host.simulated.living import Costs, Process, Record
 from memsculpt.host.simulated.looking import SOURCES, SimulatedReader
 from memsculpt.host.simulated.machine import Machine
+from memsculpt.host.simulated.merger import SimulatedMerger
 from memsculpt.host.simulated.observing import check_rules, observe_machine
 from memsculpt.host.simulated.reclaim import ReclaimRules
 from memsculpt.host.simulated.sculptor import SimulatedSculptor
@@ -35,7 +36,7 @@ RETRY_IN_S = 1.0
 V2_FIX = "build it with cgroup_version=2"
 
 
-class SimulatedHost(SimulatedSculptor, SimulatedHypervisor):
+class SimulatedHost(SimulatedSculptor, SimulatedHypervisor, SimulatedMerger):
     """A host for tests, for learning, and for trying out: no privilege, no hardware, no waiting."""
 
     name = "simulated"
@@ -87,8 +88,10 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor):
         self._stalls: deque[tuple[float, float]] = deque()  # (at_s, stalled_s) within the pressure window
         self._quiet_until_s = START_S
         self._woken = threading.Event()
+        self._last_readings = {}
         self._modules: dict[str, int] = {}  # of programs whose faults were watched
         self._machine.begin_lives()
+        self.begin_merging(total_bytes // 2)
 
     # ---- Clock
 
@@ -115,7 +118,7 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor):
 
     def observe(self) -> Observation:
         """Read all workloads at once."""
-        return observe_machine(self._machine, self._partitions)
+        return observe_machine(self._machine, self._partitions, self.read_vms())
 
     def capabilities(self) -> Mapping[str, Capability]:
         """Tell what this host offers now; a denied paging shows."""

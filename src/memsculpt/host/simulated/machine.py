@@ -242,6 +242,8 @@ class Machine:
     def _run(self, process: Process, step_s: float) -> None:
         demand = process.life.demand(self.now_s, step_s)
         if demand is None:
+            if process.life.is_dead:
+                self.end(process)
             return
         memory = process.memory
         memory.widen(demand.chunks, process.node.number)

@@ -10,6 +10,7 @@ from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.domain.observation import CgroupState, HostMemory, Observation, Processes, Workloads
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings
+from memsculpt.domain.vm import VmReading
 from memsculpt.domain.workload import CgroupPath, WorkloadId
 from memsculpt.errors import ConfigError
 from memsculpt.host.simulated.cgroups import PAGE_BYTES, Node
@@ -28,9 +29,13 @@ class Tenant:
     partition: str | None
     node: Node | None
     members: tuple[Process, ...]
+    home: CgroupPath | None = None  # of a VM: the cgroup that it lives in
+    apart: tuple[Process, ...] = ()  # VMs in `node`: workloads of their own, though charged to it
 
 
-def observe_machine(machine: Machine, partitions: Sequence[PartitionSettings]) -> Observation:
+def observe_machine(
+    machine: Machine, partitions: Sequence[PartitionSettings], vms: tuple[VmReading, ...]
+) -> Observation:
     """Read everything at once; changes nothing."""
     tenants = find_tenants(machine, partitions)
     return Observation(
@@ -44,12 +49,14 @@ def observe_machine(machine: Machine, partitions: Sequence[PartitionSettings]) -
             for partition in partitions
             if partition.match.is_by_cgroup() and all(tenant.partition != partition.name for tenant in tenants)
         ),
+        vms=vms,
     )
 
 
 def find_tenants(machine: Machine, partitions: Sequence[PartitionSettings]) -> tuple[Tenant, ...]:
     """Return all workloads, ordered by identity.
 
+    A virtual machine is a workload by itself, wherever its process lives.
     A partition's rule by cgroup adopts each fitting cgroup as a whole, the topmost one where they are nested.
     Other processes are accounted by their cgroup, or by their executable when they live in the root, in a
     cgroup that memsculpt made, or where a rule by executable or user claims them.
@@ -68,9 +75,26 @@ def find_tenants(machine: Machine, partitions: Sequence[PartitionSettings]) -> t
         nodes[identity] = node
         named[identity] = named.get(identity) or partition
     return tuple(
-        Tenant(id=identity, partition=named[identity], node=nodes[identity], members=tuple(members[identity]))
+        Tenant(
+            id=identity,
+            partition=named[identity],
+            node=nodes[identity],
+            members=tuple(members[identity]),
+            home=_home_of(members[identity]),
+            apart=_apart(machine, nodes[identity]),
+        )
         for identity in sorted(members)
     )
+
+
+def _home_of(members: Sequence[Process]) -> CgroupPath | None:
+    return next((one.node.path for one in members if one.program.vm and one.node.path), None)
+
+
+def _apart(machine: Machine, node: Node | None) -> tuple[Process, ...]:
+    if node is None:
+        return ()
+    return tuple(one for one in machine.processes.values() if one.program.vm and node in one.node.lineage)
 
 
 def check_rules(machine: Machine, partitions: Sequence[PartitionSettings]) -> None:
@@ -114,7 +138,7 @@ def _fits_process(partition: PartitionSettings, process: Process) -> bool:
     rule, program = partition.match, process.program
     # The cgroup it was started in: a process that memsculpt has moved is still the same workload.
     return not rule.is_by_cgroup() and rule.fits(
-        cgroup=program.cgroup, exe=program.exe, user=program.user, pid=process.instance.pid
+        cgroup=program.cgroup, exe=program.exe, user=program.user, pid=process.instance.pid, vm=program.vm
     )
 
 
@@ -127,10 +151,14 @@ def _adopting(node: Node, partitions: Sequence[PartitionSettings]) -> tuple[Node
 
 
 def _identify(process: Process, partitions: Sequence[PartitionSettings]) -> tuple[WorkloadId, Node | None, str | None]:
-    by_exe = WorkloadId(f"exe:{process.program.exe}")
+    program = process.program
+    by_exe = WorkloadId(f"exe:{program.exe}")
+    if program.vm:
+        claimed = next((one.name for one in partitions if _fits_process(one, process)), None)
+        above = _adopting(process.node, partitions) if claimed is None else None
+        return WorkloadId(f"vm:{program.vm}"), None, claimed or (above[1].name if above is not None else None)
     for partition in partitions:
         if _fits_process(partition, process):
-            program = process.program
             name = partition.match.workload_name(
                 exe=program.exe, user=program.user, cgroup=program.cgroup, pid=process.instance.pid
             )
@@ -192,19 +220,24 @@ def _workloads(machine: Machine, tenants: Sequence[Tenant]) -> Workloads:
         return np.array([_sum(tenant, of_node, of_process) for tenant in tenants], dtype=np.float64)
 
     file_bytes = ints(lambda node: node.file_chunks, lambda _: 0, chunk_bytes)
+    apart = [[one.memory for one in tenant.apart] for tenant in tenants]
+    resident_apart = _ints([chunk_bytes * sum(one.resident_chunks for one in each) for each in apart])
+    swapped_apart = _ints([chunk_bytes * sum(one.swapped_chunks for one in each) for each in apart])
     anon_bytes = ints(lambda node: node.anon_chunks, lambda p: p.memory.resident_chunks, chunk_bytes)
+    anon_bytes = np.maximum(anon_bytes - resident_apart, 0)
+    swapped_bytes = ints(lambda node: node.swapped_chunks, lambda p: p.memory.swapped_chunks, chunk_bytes)
     nothing = _ints([0] * len(tenants))
     is_cgroup: Bool = np.array([tenant.node is not None for tenant in tenants], dtype=np.bool_)
     return Workloads(
         ids=tuple(tenant.id for tenant in tenants),
         partitions=tuple(tenant.partition for tenant in tenants),
-        cgroups=tuple(tenant.node.path if tenant.node is not None else None for tenant in tenants),
+        cgroups=tuple(tenant.node.path if tenant.node is not None else tenant.home for tenant in tenants),
         instance_keys=_ints([_instance_key(tenant) for tenant in tenants]),
         resident_bytes=anon_bytes + file_bytes,
         anon_bytes=anon_bytes,
         file_bytes=file_bytes,
         shmem_bytes=nothing,
-        swapped_bytes=ints(lambda node: node.swapped_chunks, lambda p: p.memory.swapped_chunks, chunk_bytes),
+        swapped_bytes=np.maximum(swapped_bytes - swapped_apart, 0),
         reclaimable_bytes=file_bytes.copy(),
         unevictable_bytes=nothing.copy(),
         kernel_bytes=nothing.copy(),

@@ -48,6 +48,11 @@ class Life(Protocol):
 
     file_chunks: int  # the length of the file it reads, 0 for none
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether it has ended by itself."""
+        ...
+
     def demand(self, now_s: float, step_s: float) -> Demand | None:
         """Say what it wants between `now_s` and `now_s + step_s`; None: it sleeps and touches nothing."""
         ...
@@ -73,6 +78,11 @@ class Program(ABC):
     def exe(self) -> str:
         """Return the path of its executable."""
         return f"/usr/bin/{self.name}"
+
+    @property
+    def vm(self) -> str:
+        """Return the name of the virtual machine that it is; "" for a program that is none."""
+        return ""
 
     @property
     def path(self) -> CgroupPath:
@@ -248,7 +258,13 @@ class _Rates:
         return drawn[:below].nonzero()[0]
 
 
-class _Sized:
+class _Lives:
+    """What lives until it is ended."""
+
+    is_dead = False
+
+
+class _Sized(_Lives):
     """A program that always runs, whose size is a function of time."""
 
     file_chunks = 0
@@ -264,7 +280,7 @@ class _Sized:
         return None
 
 
-class _Phased:
+class _Phased(_Lives):
     """A program that sleeps between phases of a fixed amount of work."""
 
     file_chunks = 0
@@ -304,7 +320,7 @@ class _Phased:
         return self._due_s + float(self._rng.uniform(0.0, self._job.jitter_s))
 
 
-class _Reading:
+class _Reading(_Lives):
     """A program that reads its file in a circle."""
 
     def __init__(self, *, base: int, file_chunks: int, chunks_per_s: float, cpu_ratio: float) -> None:

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest without a root image: a kernel, busybox and a shell. Two seconds to boot, and two of a kind are twins.
+
+For what is looked at from outside: the memory of several guests at once, and their monitors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from memsculpt_bench.guests import image, initramfs, kernels
+from memsculpt_bench.guests.guest import QEMU, Guest
+
+MODULES = ("virtio_pci", "virtio_console", "virtio_balloon")
+
+# The console's port is opened once, read-write: opened twice it is EBUSY.
+INIT = f"""\
+#!/bin/busybox sh
+/bin/busybox mkdir -p /bin /sbin /proc /sys /dev /tmp /mnt
+/bin/busybox --install -s /bin
+export PATH=/bin:/sbin HOME=/
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
+for m in $(cat /mod/order); do insmod /mod/$m || echo "lab: insmod $m failed"; done
+n=0; port=
+while [ -z "$port" ] && [ $n -lt 200 ]; do
+    for name in /sys/class/virtio-ports/*/name; do
+        [ "$(cat $name 2>/dev/null)" = {image.SHELL_PORT} ] && port=/dev/$(basename ${{name%/name}})
+    done
+    [ -c "$port" ] || {{ port=; sleep 0.05; n=$((n+1)); }}
+done
+exec 0<>$port 1>&0 2>&1
+echo "GUEST-READY $(cut -d' ' -f1 /proc/uptime)"
+while :; do sh; done
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BareMachine:
+    """What to boot. `merge` is QEMU's mem-merge: whether the guest's memory is offered to KSM from the start on."""
+
+    kernel_image: Path
+    initramfs: Path
+    name: str = "bare"
+    memory_bytes: int = 160 << 20
+    merge: bool = False
+    memory_backend: bool = True  # False: QEMU's own default RAM, which has no -object line
+    monitor: Path | None = None  # where QMP listens
+
+    def command(self, folder: Path, shell_fd: int) -> list[str]:
+        """Return QEMU's command line; see `Guest`."""
+        size = f"{self.memory_bytes >> 20}M"
+        merge = "on" if self.merge else "off"
+        backend = ("-object", f"memory-backend-ram,id=pool,size={size},merge={merge}") if self.memory_backend else ()
+        named = ",memory-backend=pool" if self.memory_backend else ""
+        monitor = ("-qmp", f"unix:{self.monitor},server=on,wait=off") if self.monitor is not None else ()
+        return [
+            *("setpriv", "--pdeathsig", "KILL"),  # even a killed test session leaves no QEMU behind
+            *(QEMU, "-accel", "tcg,thread=multi,tb-size=32", "-nodefaults", "-no-reboot", "-display", "none"),
+            *("-name", self.name, "-m", size, *backend, "-machine", f"q35{named},mem-merge={merge}"),
+            *("-kernel", str(self.kernel_image), "-initrd", str(self.initramfs)),
+            *("-append", "console=ttyS0 quiet panic=-1 nokaslr", "-serial", f"file:{folder / 'console.log'}"),
+            *("-device", "virtio-serial-pci", "-chardev", f"socket,id=shell,fd={shell_fd},server=off"),
+            *("-device", f"virtserialport,chardev=shell,name={image.SHELL_PORT}", *monitor),
+        ]
+
+
+def prepare(cache: Path, folder: Path, series: str = "6.1") -> tuple[Path, Path]:
+    """Return kernel and initramfs. Raises debian.Unavailable where they cannot be had."""
+    with image.locked(cache):
+        kernel = kernels.ensure(cache, series)
+    modules = kernels.read_modules(kernel, MODULES)
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = folder / "bare.initramfs"
+    packed.write_bytes(initramfs.build(modules, init=INIT))
+    return kernel.image, packed
+
+
+def guest(machine: BareMachine, folder: Path) -> Guest:
+    """Return a guest that boots when it is entered."""
+    return Guest(machine, folder)
