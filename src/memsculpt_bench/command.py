@@ -28,7 +28,7 @@ class Bench:
 
 BENCHES = {
     "isolation": Bench(
-        line="a cache beside two analytic jobs under one limit: five ways of managing memory",
+        line="a cache beside two analytic jobs under one limit: ways of managing memory",
         module="isolation_rounds",
         page="memsculpt_bench.isolation_report",
         options=("swap",),
@@ -50,9 +50,15 @@ BENCHES = {
         page="memsculpt_bench.phase_report",
         options=("part", "merge", "first_round"),
     ),
+    "build": Bench(
+        line="a parallel build of a C project: how little memory will do before it takes longer",
+        module="build_rounds",
+        options=("keep", "stop_after"),
+    ),
     "vms": Bench(
         line="VMs whose days come one after the other, in less memory than their days need together: four ways",
         module="vms_rounds",
+        options=("keep", "stop_after"),
     ),
     "planning": Bench(line="how long it takes to divide memory among 10,000 partitions", module="planning"),
 }
@@ -76,6 +82,12 @@ def add_command(subparsers: Subparsers) -> None:
         "--merge", type=Path, nargs="+", default=None, help="phases: run nothing, put these --json results together"
     )
     parser.add_argument("--html", type=Path, default=None, help="write a self-contained page with plots")
+    parser.add_argument(
+        "--keep", type=Path, default=None, help="build, vms: write each run to this file, or go on from it"
+    )
+    parser.add_argument(
+        "--stop-after", type=_count, default=None, help="build, vms: begin no run after so many seconds"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 

@@ -11,6 +11,7 @@ moment. Redis and its client share one core, the jobs the other. Arms, interleav
     static     the limit, and the best fixed split among the tenants, found by trying
     reactive   the limit, and Senpai's rule on PSI for each tenant (better of two starts, by trying)
     memsculpt  the limit, and the agent in apply mode, from an empty profile
+    all        the same with `sculpt = "all"`: phases inside of processes are learnt, and hot blocks gathered
 
 A round's figures leave out the first two periods, which are reported apart.
 """
@@ -66,11 +67,13 @@ class Arm:
     split_bytes: Mapping[str, int] | None = None  # static: a limit per tenant
     senpai_start_at_usage: bool | None = None  # reactive
     agent: bool = False
+    sculpt: str = "cold"  # the agent's
 
 
 ROOMY = Arm(name="roomy", limited=False)
 KERNEL = Arm(name="kernel")
 MEMSCULPT = Arm(name="memsculpt", agent=True)
+ALL = Arm(name="all", agent=True, sculpt="all")
 
 
 def check_machine() -> None:
@@ -113,7 +116,8 @@ def _run_in(
     late_s = start_s + EARLY_PERIODS * scenario.period_s
     end_s = start_s + scenario.periods * scenario.period_s
     jobs = {tenant: start_job(lab, tenant, scenario, start_s, seed) for tenant in JOBS}
-    agent = stack.enter_context(Agent(agent_config(lab, scenario, folder), folder)) if arm.agent else None
+    config = agent_config(lab, scenario, folder, arm.sculpt)
+    agent = stack.enter_context(Agent(config, folder)) if arm.agent else None
     senpais = [
         Senpai(
             lab=lab,
@@ -127,9 +131,10 @@ def _run_in(
     ]
     client = _start_client(address, scenario, start_s, late_s, end_s, seed)
     samples_start_s = time.monotonic()
-    samples, at_late = _watch(lab, jobs, senpais, device, late_s, end_s)
+    samples, at_late = _watch(lab, jobs, senpais, device, late_s, end_s, agent)
     output, _ = client.communicate(timeout=60)
     at_end = {tenant: lab.read(tenant) for tenant in TENANTS}
+    late_cpu_s = agent.cpu_s() - at_late["agent"] if agent else 0.0
     phases = {tenant: _phases_of(job) for tenant, job in jobs.items()}
     return {
         "arm": arm.name,
@@ -148,7 +153,7 @@ def _run_in(
         "samples": samples,
         "samples_start_s": samples_start_s,
         "start_s": start_s,
-        "agent": agent.measure() if agent else None,
+        "agent": {**agent.measure(), "late_cpu_s": late_cpu_s} if agent else None,
     }
 
 
@@ -196,6 +201,7 @@ def _watch(
     device: Path | None,
     late_s: float,
     end_s: float,
+    agent: "Agent | None",
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """Sample memory four times a second, tick the reactive rule, until the jobs are done or hopeless."""
     samples: list[dict[str, float]] = []
@@ -208,6 +214,7 @@ def _watch(
         now_s = time.monotonic()
         if now_s >= late_s and not at_late:
             at_late = {tenant: lab.read(tenant) for tenant in TENANTS}
+            at_late["agent"] = agent.cpu_s() if agent else 0.0
         if now_s >= next_senpai_s:
             next_senpai_s += 1.0
             for senpai in senpais:
@@ -252,11 +259,15 @@ class Agent:
             raise RuntimeError("the agent ended: " + self._log.read_text()[-2000:])
         return False
 
-    def measure(self) -> dict[str, Any]:
-        """Return what the agent itself has used so far: processor time and resident memory."""
+    def cpu_s(self) -> float:
+        """Return the processor time that the agent has used so far."""
         self._check_alive()
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def measure(self) -> dict[str, Any]:
+        """Return what the agent itself has used so far: processor time and resident memory."""
+        cpu_s = self.cpu_s()
         status = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
         peak = next(line for line in status if line.startswith("VmHWM"))
         elapsed_s = time.monotonic() - self._started_s
@@ -278,7 +289,7 @@ class Agent:
             self._process.wait(timeout=30)
 
 
-def agent_config(lab: Lab, scenario: Scenario, folder: Path) -> str:
+def agent_config(lab: Lab, scenario: Scenario, folder: Path, sculpt: str = "cold") -> str:
     """Return the configuration a user of this machine would write: a guarantee, two jobs, a capacity."""
     return f"""
 [agent]
@@ -287,6 +298,9 @@ interval = "1s"
 capacity = "{scenario.limit_bytes // MIB}MiB"
 socket = "{folder}/agent.sock"
 state = "{folder}/state"
+
+[plan]
+sculpt = "{sculpt}"
 
 [[partition]]
 name = "cache"

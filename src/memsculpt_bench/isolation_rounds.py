@@ -8,7 +8,7 @@ from typing import Any
 
 from memsculpt_bench import contract, isolation, upkeep
 from memsculpt_bench.contract import Figure
-from memsculpt_bench.isolation import JOBS, KERNEL, MEMSCULPT, MIB, ROOMY, Arm, Scenario
+from memsculpt_bench.isolation import ALL, JOBS, KERNEL, MEMSCULPT, MIB, ROOMY, Arm, Scenario
 from memsculpt_bench.lab import sweep
 
 Result = dict[str, Any]
@@ -52,13 +52,13 @@ def run(*, rounds: int, quick: bool, swap: str, say: Say) -> Result:
 def _run_variant(scenario: Scenario, rounds: int, say: Say, *, quick: bool) -> Result:
     scenario = isolation.quick(scenario) if quick else scenario
     say(f"-- swap on {scenario.swap}, limit {scenario.limit_bytes // MIB} MiB, {scenario.periods} periods")
-    arms = [ROOMY, KERNEL, MEMSCULPT]
+    arms = [ROOMY, KERNEL, MEMSCULPT, ALL]
     trials: list[Result] = []
     if not quick:
         static, tried = find_static(scenario, say)
         reactive, tried_too = find_reactive(scenario, say)
         trials = tried + tried_too
-        arms = [ROOMY, KERNEL, static, reactive, MEMSCULPT]
+        arms = [ROOMY, KERNEL, static, reactive, MEMSCULPT, ALL]
     runs: dict[str, list[Result]] = {arm.name: [] for arm in arms}
     for number in range(rounds):
         shift = number % len(arms)  # no arm always runs first, on a rested machine
@@ -138,6 +138,7 @@ def figures_of(runs: Mapping[str, list[Result]], tight: Sequence[Result]) -> dic
     stall = {arm: [sum(result["late_stall_s"].values()) for result in results] for arm, results in runs.items()}
     rivals = [arm for arm in ("kernel", "reactive") if arm in runs]
     kills = [float(result["oom_kills"]) for result in ours]
+    kills += [float(result["oom_kills"]) for result in runs.get(ALL.name, [])]
     kills += [float(result["oom_kills"]) for result in tight if result["arm"] == MEMSCULPT.name]
     figures = {
         "redis_p999_over_roomy": contract.at_most(
@@ -150,12 +151,26 @@ def figures_of(runs: Mapping[str, list[Result]], tight: Sequence[Result]) -> dic
         ),
         "jobs_time_over_kernel": contract.at_most(1.0, _ratios(phase["memsculpt"], phase["kernel"])),
         "oom_kills": contract.at_most(0.0, [sum(kills)]),
+        "late_phase_over_roomy": contract.at_most(1.10, _ratios(phase["memsculpt"], phase["roomy"])),
+        "agent_cpu_s_per_phase": contract.at_most(0.5, [_agent_s_per_phase(result) for result in ours]),
     }
+    if ALL.name in runs:
+        theirs = runs[ALL.name]
+        figures |= {
+            "all_redis_p999_over_roomy": contract.at_most(1.3, _ratios(p999["all"], p999["roomy"])),
+            "all_late_phase_over_roomy": contract.at_most(1.10, _ratios(phase["all"], phase["roomy"])),
+            "all_agent_cpu_s_per_phase": contract.at_most(0.5, [_agent_s_per_phase(result) for result in theirs]),
+        }
     if "reactive" in runs:
         figures["stall_reactive_over_ours"] = contract.at_least(
             1.5, _ratios(stall["reactive"], [max(1e-3, seconds) for seconds in stall["memsculpt"]])
         )
     return figures
+
+
+def _agent_s_per_phase(result: Result) -> float:
+    """Return the agent's processor time for each late phase, everything that it did in that time."""
+    return result["agent"]["late_cpu_s"] / max(1, len(result["late_phase_s"]))
 
 
 def _median_phase(result: Result) -> float:

@@ -80,6 +80,11 @@ class Lab:
         unlimited = "-1" if self.is_v1 else "max"
         (self.memory_folder(tenant) / name).write_text(unlimited if size_bytes is None else str(size_bytes))
 
+    def forbid_swap(self, tenant: str) -> None:
+        """Keep a tenant's memory from being swapped, whatever swap is on."""
+        name = "memory.swappiness" if self.is_v1 else "memory.swap.max"
+        (self.memory_folder(tenant) / name).write_text("0")
+
     def start(
         self,
         tenant: str,
@@ -88,7 +93,9 @@ class Lab:
         cpus: set[int] | None = None,
         stdin: int | None = None,
         stdout: int | None = None,
+        stderr: int | None = None,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> "subprocess.Popen[str]":
         """Start a program inside a tenant's cgroup, pinned to `cpus`."""
         folders = {self.memory_folder(tenant), self.pressure_folder(tenant)}
@@ -106,7 +113,9 @@ class Lab:
             text=True,
             stdin=stdin,
             stdout=stdout,
+            stderr=stderr,
             env=env,
+            cwd=cwd,
         )
         self.processes.append(process)
         return process
@@ -141,6 +150,18 @@ class Lab:
         """Return what the whole lab is charged for."""
         name = "memory.usage_in_bytes" if self.is_v1 else "memory.current"
         return int((self.memory_folder() / name).read_text())
+
+    def peak_bytes(self, tenant: str) -> int:
+        """Return the most that a tenant was ever charged for, as the kernel counts it: page cache, slab and all."""
+        name = "memory.max_usage_in_bytes" if self.is_v1 else "memory.peak"
+        return int((self.memory_folder(tenant) / name).read_text())
+
+    def kinds(self, tenant: str) -> Mapping[str, int]:
+        """Return what a tenant holds now by kind, in bytes."""
+        stat = _read_table(self.memory_folder(tenant) / "memory.stat")
+        if self.is_v1:
+            return {"anon": stat["rss"], "file": stat["cache"] - stat["shmem"], "dirty": stat["dirty"]}
+        return {"anon": stat["anon"], "file": stat["file"] - stat["shmem"], "dirty": stat["file_dirty"]}
 
     def close(self) -> None:
         """End every process in the lab and remove its cgroups."""

@@ -13,8 +13,8 @@ what is in use fits, and the sum of the days does not. Arms, interleaved within 
 
 Both rules are asked ten times as often as published: the days are compressed, and so they are not held back by that.
 The first periods are warm-up: as many as the seasons take to be learnt for memsculpt, two for the rules, which are then
-as they stay, and one for the fixed parts. What is counted after them: pages that guests swap in, major faults of the QEMU
-processes on the host, and memory stall (PSI "some", in the guests and in the host's cgroups).
+as they stay, and one for the fixed parts. What is counted after them: pages that guests swap in, major faults of the
+QEMU processes on the host, and memory stall (PSI "some", in the guests and in the host's cgroups).
 """
 
 import subprocess

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole of bench vms: the rounds, how fast somebody else's balloon request is answered, and the figures."""
+"""The whole of bench vms: the rounds, how fast somebody else's balloon request is answered, and the figures.
 
+A round takes a quarter of an hour, so it may be run in parts: with `keep` every run is written to a file as it ends,
+and a later call with the same file goes on from there.
+"""
+
+import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,45 +35,96 @@ STILL_S, CALM_MOST_S = 2.0, 60.0
 LOOKED_S = 25.0  # the agent has looked at the guests' pages twice by then
 
 
-def run(*, rounds: int, quick: bool, say: Say) -> Result:
-    """Run the bench and return the contract's object."""
+class OutOfTime(Exception):
+    """The time for this part of the bench is over."""
+
+
+@dataclass(slots=True)
+class Runs:
+    """Runs by key; each is done once, and kept in a file if there is one."""
+
+    scenario: Scenario
+    say: Say
+    keep: Path | None = None
+    stop_at_s: float | None = None  # on the monotonic clock: no run is begun after it
+    machine: DailyMachine | None = None
+    folder: Path | None = None
+    done: dict[str, Result] = field(default_factory=dict[str, Result])
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and self.keep.exists():
+            lines = [json.loads(line) for line in self.keep.read_text(encoding="utf-8").splitlines()]
+            self.done = {line["key"]: line["result"] for line in lines}
+
+    def once(self, key: str, arm: Arm | None) -> Result:
+        """Return the run of this key, doing it now if it was not done before; without an arm the reaction is timed."""
+        if key in self.done:
+            return self.done[key]
+        if self.stop_at_s is not None and time.monotonic() >= self.stop_at_s:
+            raise OutOfTime(key)
+        machine = self._machine()
+        if arm is None:
+            result = react(self.scenario, machine, self.say)
+        else:
+            result = vms.run_arm(arm, shortened(arm, self.scenario), machine)
+            self.say(f"{key}: {vms.summary_of(result)}")
+        self.done[key] = result
+        if self.keep is not None:
+            with self.keep.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "result": result}) + "\n")
+        return result
+
+    def close(self) -> None:
+        """Remove the saved machine."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder)
+
+    def _machine(self) -> DailyMachine:
+        if self.machine is None:
+            self.folder = Path(tempfile.mkdtemp(prefix="memsculpt-lab-"))
+            try:
+                self.machine = vms_guests.prepare(self.folder, memory_bytes=self.scenario.memory_bytes)
+            except Unavailable as error:
+                raise LabUnavailable(str(error)) from error
+        return self.machine
+
+
+def run(*, rounds: int, quick: bool, say: Say, keep: Path | None = None, stop_after: float | None = None) -> Result:
+    """Run the bench, or go on with it, and return the contract's object."""
     vms.check_machine()
     for leftover in sweep():
         say(f"removed {leftover}, left by an earlier bench")
     scenario = replace(Scenario(), warm_periods=3, periods=1) if quick else Scenario()
-    folder = Path(tempfile.mkdtemp(prefix="memsculpt-lab-"))
-    try:
-        machine = vms_guests.prepare(folder, memory_bytes=scenario.memory_bytes)
-        return run_rounds(scenario, machine, rounds, say, quick=quick)
-    except Unavailable as error:
-        raise LabUnavailable(str(error)) from error
-    finally:
-        shutil.rmtree(folder)
-
-
-def run_rounds(scenario: Scenario, machine: DailyMachine, rounds: int, say: Say, *, quick: bool) -> Result:
-    """Run all rounds with a machine that was saved, and gather the figures."""
-    arms = [FIXED, MOM, PROXMOX, MEMSCULPT]
+    stop_at_s = None if stop_after is None else time.monotonic() + stop_after
     ratios = QUICK_RATIOS if quick else MORE_RATIOS
     more = [replace(FIXED, name=f"fixed-{ratio:g}", limit_ratio=ratio) for ratio in ratios]
-    runs: dict[str, list[Result]] = {arm.name: [] for arm in (*arms, *more)}
+    arms = [FIXED, MOM, PROXMOX, MEMSCULPT]
+    results: dict[str, list[Result]] = {arm.name: [] for arm in (*arms, *more)}
     reactions: list[Result] = []
-    for number in range(rounds):
-        shift = number % len(arms)  # no arm always runs first, on a rested machine
-        for arm in (*arms[shift:], *arms[:shift], *more):
-            result = vms.run_arm(arm, shortened(arm, scenario), machine)
-            say(f"round {number + 1}: {vms.summary_of(result)}")
-            runs[arm.name].append(result)
-        reactions.append(react(scenario, machine, say))
+    notes: list[str] = []
+    runs = Runs(scenario=scenario, say=say, keep=keep, stop_at_s=stop_at_s)
+    try:
+        for number in range(rounds):
+            shift = number % len(arms)  # no arm always runs first, on a rested machine
+            order = (*arms[shift:], *arms[:shift], *more)
+            whole = {arm.name: runs.once(f"round {number + 1} {arm.name}", arm) for arm in order}
+            reaction = runs.once(f"round {number + 1} reaction", None)
+            for name, result in whole.items():
+                results[name].append(result)
+            reactions.append(reaction)
+    except OutOfTime as error:
+        notes.append(f"not finished: {error} comes next, and {len(reactions)} of {rounds} rounds are whole")
+    finally:
+        runs.close()
     return contract.result(
         "vms",
-        rounds,
-        runs,
-        figures_of(runs, reactions),
+        len(reactions),
+        results,
+        figures_of(results, reactions),
         scenario={name: getattr(scenario, name) for name in scenario.__slots__},
         reactions=reactions,
         real="guests are real: Linux under QEMU's emulation, one virtual processor each",
-        verdict=verdict(runs, reactions),
+        verdict=[*notes, *verdict(results, reactions)],
     )
 
 
@@ -199,6 +254,8 @@ def verdict(runs: Mapping[str, Sequence[Result]], reactions: Sequence[Result]) -
     """Return the closing lines."""
     lines: list[str] = []
     for arm, results in runs.items():
+        if not results:
+            continue
         swaps = median(one["guest_swap_ins"] for one in results)
         faults = median(one["host_major_faults"] for one in results)
         stall_s = median(one["stall_s"] for one in results)
@@ -211,9 +268,3 @@ def verdict(runs: Mapping[str, Sequence[Result]], reactions: Sequence[Result]) -
     if sculpted:
         lines.append(f"a balloon moved by somebody else: sculpted {median(sculpted):.2f} s later")
     return lines
-
-
-def say_to_stderr(text: str) -> None:
-    """Tell a person how the bench goes; stdout belongs to --json."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

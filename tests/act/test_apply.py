@@ -3,11 +3,12 @@
 
 import pytest
 
-from memsculpt.act import ActionIds, Budget, Journal, apply, rehearse
+from memsculpt.act import ActionIds, Budget, Journal, PoolMoved, apply, rehearse
 from memsculpt.act.records import LimitChange
 from memsculpt.domain.observation import HostMemory
 from memsculpt.domain.outcome import Status
-from memsculpt.domain.plan import LimitKind, PageIn, PageOut, Plan, Reason, Reclaim
+from memsculpt.domain.plan import LimitKind, PageIn, PageOut, Plan, Reason, Reclaim, SculptPool
+from memsculpt.domain.pool import Prefetch
 from memsculpt.domain.settings import PlanSettings
 from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
 from tests.act.builders import CGROUPS, JOB, MIB, OWN, WHY, create, full_disk, move, new_host, set_limit
@@ -146,6 +147,30 @@ def test_a_reclaim_by_limit_steps_leaves_nothing_to_undo(host, journal):
     assert journal.ledger.changes == ()
 
 
+def test_page_cache_needs_no_swap_and_is_no_shortfall(host, journal):
+    """A full swap stops what would go there and not what is dropped; what is not dropped holds nobody back."""
+    memory = HostMemory(
+        total_bytes=1 << 30,
+        available_bytes=1 << 29,
+        free_bytes=1 << 29,
+        swap_total_bytes=0,
+        swap_free_bytes=0,
+        some_stall_s=None,
+        full_stall_s=None,
+    )
+    budget = Budget.for_tick(PlanSettings(page_out_bytes_per_s=4.0 * MIB), memory, 1.0)
+    whole = Reclaim(partition="p", cgroup=CACHE, size_bytes=MIB, reason=WHY)
+    cache = Reclaim(partition="p", cgroup=CACHE, size_bytes=8 * MIB, reason=WHY, only_cache=True)
+    applied = run(host, journal, cache, cache, budget=budget)
+    short_bytes = budget.short_bytes
+
+    assert statuses(applied) == [Status.PARTIAL, Status.FAILED]
+    assert applied[0].done_bytes == 4 * MIB
+    assert short_bytes == 0
+    assert statuses(run(host, journal, whole, budget=budget)) == [Status.FAILED]
+    assert budget.short_bytes > 0
+
+
 def test_without_a_journal_nothing_is_changed(host, journal):
     """A disk that fills up stops the changes in the middle of a plan, and says so at each."""
     before = host.contents()
@@ -184,6 +209,30 @@ def test_the_budget_of_a_tick_is_held_at_the_last_moment(host, journal):
     applied = run(host, journal, page(PageOut), page(PageOut, OTHER), page(PageOut), budget=budget)
     assert [done.done_bytes for done in applied] == [8 * MIB, 4 * MIB, 0]
     assert "budget" in applied[2].problem
+
+
+def test_a_prefetch_is_held_to_both_rates_and_counted_both_ways(host, journal):
+    """What may not leave makes no room: so much less comes. A sculptor that moves all it is granted stands in."""
+    granted = []
+
+    def sculptor(action, size_bytes):
+        granted.append(size_bytes)
+        room = action.request.room_bytes
+        return PoolMoved(moved_bytes=size_bytes, left_bytes=max(0, size_bytes - room), cpu_s=0.1)
+
+    def prefetch(size, room):
+        request = Prefetch(window_s=3.0, size_bytes=size * MIB, room_bytes=room * MIB, phase=1)
+        return SculptPool(partition="p", workload=WorkloadId("w"), process=JOB, pool="w", request=request, reason=WHY)
+
+    budget = Budget(page_out_bytes=10 * MIB, page_in_bytes=40 * MIB)
+    plan = Plan(made_at_s=0.0, actions=(prefetch(20, 12), prefetch(20, 8), prefetch(20, 20)))
+    applied = apply(host, journal, plan, ActionIds(), budget=budget, sculptor=sculptor)
+
+    assert granted == [20 * MIB, 10 * MIB, 10 * MIB]  # 8 of 10 are spent by the first; then 20 of 40 are left to come
+    assert statuses(applied) == [Status.DONE, Status.PARTIAL, Status.PARTIAL]
+    assert journal._uncounted == (10 * MIB, 40 * MIB)
+    assert budget.page_out_bytes == budget.page_in_bytes == 0
+    assert budget.short_bytes == 0
 
 
 def test_a_rehearsal_touches_nothing(host):

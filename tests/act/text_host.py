@@ -124,7 +124,7 @@ class TextHost:
             self._file(cgroup, kind).write_text(text)
         return self.read_limit(cgroup, kind)
 
-    def reclaim(self, cgroup: CgroupPath, size_bytes: int) -> Moved:
+    def reclaim(self, cgroup: CgroupPath, size_bytes: int, *, only_cache: bool = False) -> Moved:
         """As on v1: the limit steps down and up again."""
         before = self.read_limit(cgroup, LimitKind.LIMIT)
         self.write_limit(cgroup, LimitKind.LIMIT, min(1 << 20, before.size_bytes))

@@ -73,6 +73,7 @@ def test_every_value_arrives_where_it_belongs():
         priority = 2.5
         create = true
         critical = true
+        trim = true
         [[partition]]
         name = "batch"
         match.exe = "*/worker"
@@ -91,6 +92,8 @@ def test_every_value_arrives_where_it_belongs():
     assert (cache.guarantee_bytes, cache.ceiling_bytes, cache.priority) == (2 * GIB, UNLIMITED_BYTES, 2.5)
     assert cache.create
     assert cache.critical
+    assert cache.trim
+    assert not batch.trim
     assert (batch.kind, batch.size_bytes) == (Kind.FIXED, 4 * GIB)
 
 

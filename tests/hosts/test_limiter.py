@@ -85,6 +85,17 @@ def test_reclaim_takes_about_what_was_asked(watched: Stage):
     assert {kind: watched.host.read_limit(watched.cgroup, kind) for kind in LimitKind} == before
 
 
+@offers("cgroup_limits", "page_out")
+def test_reclaiming_page_cache_sends_no_anonymous_memory_out(watched: Stage):
+    """Where only the page cache may go and there is next to none, next to nothing goes; no budget is different."""
+    before = {kind: watched.host.read_limit(watched.cgroup, kind) for kind in LimitKind}
+    watched.host.reclaim(watched.cgroup, 16 * MIB, only_cache=True)
+    (state,) = (state for state in watched.host.observe().cgroups if state.cgroup == watched.cgroup)
+
+    assert state.swapped_bytes <= watched.slack_bytes
+    assert {kind: watched.host.read_limit(watched.cgroup, kind) for kind in LimitKind} == before
+
+
 @offers("cgroup_limits")
 def test_a_cgroup_that_is_gone_raises_vanished(watched: Stage):
     """Each call on a cgroup that does not exist says that it is gone."""

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from memsculpt.domain.phases import Prediction, Sign, Upcoming
 from memsculpt.plan import phases
-from memsculpt.plan.phases import Experience, MoveBudget, PrefetchOutcome, Standing, choose_prefetch, judge, learn_from
+from memsculpt.plan.phases import (
+    Experience,
+    MoveBudget,
+    PrefetchOutcome,
+    Standing,
+    choose_prefetch,
+    judge,
+    learn_from,
+    what_is_coming,
+)
 from memsculpt_bench import phase_traces
 
 BLOCK = 64 << 10
@@ -105,9 +114,34 @@ def test_a_prefetch_is_judged_by_what_was_touched():
     room = replace(BUDGET, room_bytes=100 * BLOCK)
     choice = choose_prefetch(foreseen(upcoming(B, in_s=0.1)), standing([]), room, Experience())
     touched = np.array([*B[:60], *C[:40]])
-    outcome = judge(choice, touched, began_s=100.0, done_s=101.0, onset_s=100.5)
+    outcome = judge(choice, touched, began_s=100.0, done_s=101.0, onset_s=100.5, is_alone=True)
 
-    assert outcome == PrefetchOutcome(blocks=100, precision=0.6, recall=0.6, timeliness=0.5)
+    assert outcome == PrefetchOutcome(blocks=100, precision=0.6, recall=0.6, timeliness=0.5, gain=0.6)
+
+
+def test_what_left_for_it_and_was_needed_counts_against_it():
+    """Bringing 100 blocks back that are used gains nothing where 80 that are used as well had to leave for them."""
+    choice = choose_prefetch(foreseen(upcoming(B, in_s=0.1)), standing(A), BUDGET, Experience())
+    outcome = judge(choice, np.array([*A[:80], *B]), began_s=100.0, done_s=100.1, onset_s=100.5, is_alone=True)
+    twice = learn_from(learn_from(Experience(), outcome, 10.0), outcome, 20.0)
+
+    assert (outcome.precision, outcome.gain) == (1.0, pytest.approx(0.2))
+    assert twice.paused_until_s == 20.0 + phases.PAUSE_S
+
+
+def test_what_is_coming_is_told_whatever_room_there_is():
+    """All that each lacks and what could leave for it; nothing while what was brought was not touched."""
+    ahead = foreseen(upcoming(B, in_s=2.0), upcoming(C, in_s=6.0, phase=2), in_use=A[:60])
+    rates = {"in_bytes_per_s": 1e6, "out_bytes_per_s": 2e6}
+    first, second = what_is_coming(ahead, standing(A), Experience(margin_s=0.7), **rates)
+
+    assert (first.phase, first.lacking_bytes, first.spare_bytes) == (1, 100 * BLOCK, 40 * BLOCK)
+    assert (second.phase, second.lacking_bytes, second.spare_bytes) == (2, 100 * BLOCK, 40 * BLOCK)
+    assert (first.margin_s, first.in_bytes_per_s, first.out_bytes_per_s) == (0.7, 1e6, 2e6)
+    assert what_is_coming(ahead, standing(A), Experience(paused_until_s=101.0), **rates) == ()
+    only = choose_prefetch(ahead, standing(A), replace(BUDGET, interval_s=math.inf), Experience(), phase=2)
+    assert set(only.bring.tolist()) <= set(C.tolist())
+    assert len(only.bring) == 40
 
 
 def test_experience_makes_it_surer_earlier_and_stops_it():

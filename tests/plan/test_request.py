@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from memsculpt.domain.plan import Abilities, Answer, CreateCgroup, MoveProcess, PageOut, Request
+from memsculpt.domain.pool import PoolSummary
 from memsculpt.domain.settings import Kind
-from memsculpt.domain.workload import CgroupPath, WorkloadId
+from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
 from memsculpt.plan import PlannerState, answer_request, choose, explain_grant
 from tests.plan.world import Tenant, World, mib, moved_mib, of_kind, partition
 
@@ -38,6 +39,28 @@ def test_enough_room_needs_nothing():
     assert grant.answer is Answer.ENOUGH
     assert grant.granted_bytes == mib(5)
     assert grant.actions == ()
+
+
+def test_what_sculpts_sent_out_of_others_is_none_of_their_need():
+    """Cold blocks that left a busy workload do not stand in the way: it will not want them back."""
+    # The working set of "db" still counts what left it.
+    world = three().with_tenant("db", held=200, swapped=200, need=400, peak=400)
+    _, without = ask(world, "web", 100)
+    observation, profiles, forecasts, _, settings = world.arguments()
+    index = observation.workloads.ids.index("db")
+    row = observation.processes.workload_index.tolist().index(index)
+    process = Instance(
+        pid=int(observation.processes.pids[row]), start_ticks=int(observation.processes.start_ticks[row])
+    )
+    gone = PoolSummary(
+        pool="db", workload=WorkloadId("db"), process=process, gone_bytes=mib(200), left_at_s=world.now_s - 5.0
+    )
+    request = Request(workload=WorkloadId("web"), size_bytes=mib(100), within_s=3.0, asked_at_s=world.now_s)
+    _, grant = answer_request(PlannerState(), request, observation, profiles, forecasts, settings, pools=(gone,))
+
+    assert without.actions
+    assert grant.answer is Answer.ENOUGH
+    assert not grant.actions
 
 
 def test_a_resize_frees_ahead_for_it():

@@ -156,6 +156,19 @@ def test_switched_off_or_unable_it_keeps_out(settings, abilities):
     )
 
 
+def test_what_is_held_above_a_ceiling_leaves_though_nobody_lacks_it():
+    """Of a busy workload nothing idles as a whole: its cold blocks leave, as many as are too many and no more."""
+    shares = (partition("grower"), partition("donor", ceiling_bytes=mib(500)), partition("third"))
+    world = busy_donor(partitions=shares).with_tenant("grower", held=100, need=100)
+    plan = planned(world, pool(world, "donor", cold=300), pool(world, "third", cold=100))
+    (action,) = of_kind(plan, SculptPool)
+
+    assert action.workload == "donor"
+    assert action.reason.code == "above-ceiling"
+    assert sent_mib(plan) == pytest.approx(100, abs=1)
+    assert "holds 100 MiB more than its partition may" in explain_action(action)
+
+
 def test_a_backoff_holds_still():
     world = busy_donor(backoff_until_s=NOW_S + 5.0)
 

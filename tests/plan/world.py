@@ -31,6 +31,7 @@ class Tenant:
     spread: float = 0.0  # added per level from the median up, in all
     swapped: float = 0.0
     cache: float = 0.0  # reclaimable page cache, on top of held
+    refaults: int = 0  # pages that were read again after they had been evicted, ever
     unevictable: float = 0.0
     idle_s: float = 0.0
     peak: float | None = None
@@ -126,7 +127,7 @@ class World:
                 kernel_bytes=zeros.copy(),
                 minor_faults_count=zeros.copy(),
                 major_faults_count=zeros.copy(),
-                refaults_count=zeros.copy(),
+                refaults_count=np.array([each.refaults for each in self.tenants], np.int64),
                 cpu_s=np.zeros(rows),
                 read_bytes=zeros.copy(),
                 written_bytes=zeros.copy(),

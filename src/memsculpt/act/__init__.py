@@ -6,9 +6,9 @@ from memsculpt.act.budget import Budget
 from memsculpt.act.growth import FaultSampler
 from memsculpt.act.journal import Journal
 from memsculpt.act.lease import Lease, lease_for, restore_command
-from memsculpt.act.ownership import MACHINE_LOCK
+from memsculpt.act.ownership import MACHINE_LOCK, SharingSeat
 from memsculpt.act.restore import Outcome, Restored, RestoreReport, give_up_balloon, restore
-from memsculpt.act.sculpt import PoolMoved, Sculptor, reversed_order, sculpt
+from memsculpt.act.sculpt import PoolMoved, Sculptor, listed, reversed_order, sculpt
 from memsculpt.act.self_meter import SelfMeter
 from memsculpt.act.sense import Sensor
 
@@ -26,9 +26,11 @@ __all__ = [
     "Sculptor",
     "SelfMeter",
     "Sensor",
+    "SharingSeat",
     "apply",
     "give_up_balloon",
     "lease_for",
+    "listed",
     "rehearse",
     "restore",
     "restore_command",

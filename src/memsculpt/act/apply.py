@@ -29,7 +29,7 @@ from memsculpt.domain.plan import (
     SetLimit,
     SetSharing,
 )
-from memsculpt.domain.pool import ColdZone
+from memsculpt.domain.pool import ColdZone, HotZone, Prefetch
 from memsculpt.domain.units import format_bytes
 from memsculpt.domain.workload import CgroupPath
 from memsculpt.errors import JournalUnwritable, Refused, Transient, Unavailable, Vanished
@@ -149,6 +149,8 @@ class _Run:
 
     def _count_failure(self, action: Action) -> None:
         match action:
+            case Reclaim(only_cache=True):
+                pass
             case PageOut() | Reclaim() | SculptPool(request=ColdZone()):
                 self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=0)
             case SetLimit() if action.kind is not LimitKind.GUARANTEE:
@@ -185,15 +187,24 @@ class _Run:
         if self._sculptor is None:
             self._count_failure(action)
             return _Done(status=Status.FAILED, problem="there is no sculptor here")
-        is_cold = isinstance(action.request, ColdZone)
-        granted_bytes = self._budget.grant_page_out(action.size_bytes) if is_cold else action.size_bytes
+        granted_bytes = self._granted_sculpt(action)
         if granted_bytes <= 0:
             self._count_failure(action)
-            return _Done(status=Status.FAILED, problem="this second's budget for paging out (or the swap's) is spent")
+            return _Done(status=Status.FAILED, problem="this second's budget for paging (or the swap's) is spent")
         done = self._sculptor(action, granted_bytes)
-        if is_cold:
-            self._journal.count_pages(out_bytes=done.moved_bytes)
-            self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=done.moved_bytes)
+        match action.request:
+            case ColdZone():
+                self._journal.count_pages(out_bytes=done.moved_bytes)
+                self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=done.moved_bytes)
+            case Prefetch():
+                self._journal.count_pages(out_bytes=done.left_bytes, in_bytes=done.moved_bytes)
+                # Nobody else counts on what leaves for it.
+                self._budget.paged_out(asked_bytes=0, done_bytes=done.left_bytes)
+                self._budget.paged_in(
+                    asked_bytes=action.size_bytes, granted_bytes=granted_bytes, done_bytes=done.moved_bytes
+                )
+            case HotZone():
+                pass
         if done.moved_bytes <= 0:
             return _Done(status=Status.FAILED, cpu_s=done.cpu_s, problem=done.reason)
         complete = done.moved_bytes > action.size_bytes - ROUNDING_BYTES
@@ -204,11 +215,24 @@ class _Run:
             problem="" if complete else done.reason,
         )
 
+    def _granted_sculpt(self, action: SculptPool) -> int:
+        match action.request:
+            case ColdZone():
+                return self._budget.grant_page_out(action.size_bytes)
+            case Prefetch():
+                # What there is no budget for to leave makes no room.
+                leaving_bytes = self._budget.grant_page_out(action.leaving_bytes)
+                fits_bytes = action.size_bytes - (action.leaving_bytes - leaving_bytes)
+                return self._budget.grant_page_in(fits_bytes)
+            case HotZone():
+                return action.size_bytes
+
     def _reclaim(self, action: Reclaim, origin: Origin) -> _Done:
         """Reclaim from a cgroup; on v1 the host does it by a brief step of the limit, so the limit is journalled."""
-        granted_bytes = self._budget.grant_page_out(action.size_bytes)
+        grant = self._budget.grant_cache if action.only_cache else self._budget.grant_page_out
+        granted_bytes = grant(action.size_bytes)
         if granted_bytes <= 0:
-            self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=0)
+            self._count_failure(action)
             return _Done(status=Status.FAILED, problem="this second's budget for paging out (or the swap's) is spent")
         present = self._host.read_limit(action.cgroup, LimitKind.LIMIT)
         if self._is_theirs(action.cgroup, LimitKind.LIMIT, present):
@@ -216,12 +240,15 @@ class _Run:
         was_touched = self._journal.ledger.limit(action.cgroup, LimitKind.LIMIT) is not None
         self._expect(action.cgroup, LimitKind.LIMIT, present, low_bytes=0, squeezes=False, origin=origin)
         try:
-            moved = self._host.reclaim(action.cgroup, granted_bytes)
+            moved = self._host.reclaim(action.cgroup, granted_bytes, only_cache=action.only_cache)
         finally:
             kept = self._keep(action.cgroup, LimitKind.LIMIT)
             if not was_touched and kept.text == present.text:
                 self._journal.forget(Undone(change=(action.cgroup, LimitKind.LIMIT)))
-        self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=moved.moved_bytes)
+        if action.only_cache:
+            self._budget.dropped(moved.moved_bytes)
+        else:
+            self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=moved.moved_bytes)
         return _outcome(action.size_bytes, moved)
 
     # --- budgets ------------------------------------------------------------------------------------------------------

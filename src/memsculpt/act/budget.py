@@ -20,6 +20,7 @@ class Budget:
     """What one tick may still page; mutable, made anew for each tick."""
 
     page_out_bytes: int = UNLIMITED_BYTES
+    cache_bytes: int = UNLIMITED_BYTES  # page cache that may be dropped: at the same rate, whatever the swap holds
     page_in_bytes: int = UNLIMITED_BYTES
     balloon_bytes: int = UNLIMITED_BYTES  # what guests may be asked to give
     short_bytes: int = 0  # freed less than the plan counted on
@@ -30,8 +31,10 @@ class Budget:
         """Return what the rates allow in `interval_s`, and the swap's fill in all."""
         fill_bytes = int(settings.swap_fill_max_ratio * memory.swap_total_bytes)
         used_bytes = memory.swap_total_bytes - memory.swap_free_bytes
+        rate_bytes = int(settings.page_out_bytes_per_s * interval_s)
         return cls(
-            page_out_bytes=min(int(settings.page_out_bytes_per_s * interval_s), max(0, fill_bytes - used_bytes)),
+            page_out_bytes=min(rate_bytes, max(0, fill_bytes - used_bytes)),
+            cache_bytes=rate_bytes,
             page_in_bytes=int(settings.page_in_bytes_per_s * interval_s),
             balloon_bytes=int(settings.shrink_bytes_per_s * interval_s),
         )
@@ -39,6 +42,14 @@ class Budget:
     def grant_page_out(self, asked_bytes: int) -> int:
         """Return how much of it may be paged out."""
         return min(asked_bytes, self.page_out_bytes)
+
+    def grant_cache(self, asked_bytes: int) -> int:
+        """Return how much page cache may be dropped."""
+        return min(asked_bytes, self.cache_bytes)
+
+    def dropped(self, done_bytes: int) -> None:
+        """Count page cache that was dropped; nobody grows into it, so less than asked is no shortfall."""
+        self.cache_bytes = max(0, self.cache_bytes - done_bytes)
 
     def grant_page_in(self, asked_bytes: int) -> int:
         """Return how much of it may be paged in: within the rate, and less what was not freed for it."""

@@ -91,3 +91,30 @@ def join_group(path: Path, group: str) -> int:
         problem=f'programs of the group "{os.fsdecode(present)}" share pages now; the kernel would merge with theirs',
         fix="wait until they have ended, or leave --share out",
     )
+
+
+class SharingSeat:
+    """Held while the pages of a trust group's VMs are merged: programs of `exec --share` are kept off meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def take(self, group: str) -> str:
+        """Take it; return why that cannot be, "" where it is taken."""
+        if self._descriptor is not None:
+            return ""
+        try:
+            self._descriptor = join_group(self._path, f"trust {group}")
+        except Refused as error:
+            return f"{error.problem}; fix: {error.fix}"
+        except OSError as error:
+            return f"{self._path}: {error.strerror}: programs of `exec --share` could not be kept off"
+        os.set_inheritable(self._descriptor, False)
+        return ""
+
+    def leave(self) -> None:
+        """Let others sit."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -24,6 +24,7 @@ class PoolMoved:
     """What a planned sculpt moved; `reason` says why it was no more."""
 
     moved_bytes: int
+    left_bytes: int = 0  # of a prefetch: what made room for it
     cpu_s: float
     reason: str = ""
 
@@ -49,34 +50,38 @@ def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
     nothing was done then, for what leaves comes first).
     """
     begin_s = host.now_s()
-    before = host.frames(pool.process, pool.ranges)
+    # What is exchanged in parts comes often and makes no huge pages: two walks over all of the pool are not worth it.
+    measured = () if order.part_bytes else pool.ranges
+    before = host.frames(pool.process, measured)
     leave, stays = _sifted(host, pool, order.leave)
     told = Counter[str]()
     cpu_s = 0.0
-    sizes: list[int] = []
+    sizes = Counter[str]()
+    times_s = {"leave": 0.0, "split": 0.0, "collapse": 0.0, "come": 0.0}
     grown_bytes = 0
-    for call, ranges in (
-        (host.page_out_ranges, leave),
-        (host.split, order.split),
-        (_collapsing(host, order.holes_most_bytes), order.collapse),
-        (host.bring_in_ranges, order.come),
-    ):
-        done = call(pool.process, listed(ranges)) if len(ranges) else None
-        sizes.append(done.moved_bytes if done is not None else 0)
-        if done is not None:
-            told.update(done.problems)
-            cpu_s += done.cpu_s
-            grown_bytes += done.grown_bytes
-    after = host.frames(pool.process, pool.ranges)
+    calls = {
+        "leave": host.page_out_ranges,
+        "split": host.split,
+        "collapse": _collapsing(host, order.holes_most_bytes),
+        "come": host.bring_in_ranges,
+    }
+    for name, ranges in _in_turns(leave, order):
+        done = calls[name](pool.process, listed(ranges))
+        told.update(done.problems)
+        sizes[name] += done.moved_bytes
+        times_s[name] += done.duration_s
+        cpu_s += done.cpu_s
+        grown_bytes += done.grown_bytes
+    after = host.frames(pool.process, measured)
     if len(stays):
         told["hardly compressible"] += size_of(stays)
     return SculptDone(
         at_s=host.now_s(),
         order=order,
-        left_bytes=sizes[0],
-        split_bytes=sizes[1],
-        collapsed_bytes=sizes[2],
-        came_bytes=sizes[3],
+        left_bytes=sizes["leave"],
+        split_bytes=sizes["split"],
+        collapsed_bytes=sizes["collapse"],
+        came_bytes=sizes["come"],
         grown_bytes=grown_bytes,
         incompressible=stays,
         resident_before_bytes=_total(before.resident_bytes),
@@ -86,6 +91,8 @@ def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
         longest_run_before_bytes=_longest(before),
         longest_run_after_bytes=_longest(after),
         duration_s=host.now_s() - begin_s,
+        leave_s=times_s["leave"],
+        come_s=times_s["come"],
         cpu_s=cpu_s,
         problems=tuple(sorted(told.items())),
     )
@@ -104,6 +111,31 @@ def listed(ranges: Int64) -> list[tuple[int, int]]:
 def size_of(ranges: Int64) -> int:
     """Return how many bytes ranges span."""
     return int((ranges[:, 1] - ranges[:, 0]).sum())
+
+
+def _in_turns(leave: Int64, order: SculptOrder) -> list[tuple[str, Int64]]:
+    """Return what is done one after the other: what leaves, is split and gathered, and comes.
+
+    In parts, so that no more room is made at any moment than the next part needs.
+    """
+    if not order.part_bytes:
+        steps = [("leave", leave), ("split", order.split), ("collapse", order.collapse), ("come", order.come)]
+        return [(name, ranges) for name, ranges in steps if len(ranges)]
+    out, back = _parts(leave, order.part_bytes), _parts(order.come, order.part_bytes)
+    turns: list[tuple[str, Int64]] = []
+    for number in range(max(len(out), len(back))):
+        turns += [("leave", part) for part in out[number : number + 1]]
+        turns += [("come", part) for part in back[number : number + 1]]
+    return turns
+
+
+def _parts(ranges: Int64, part_bytes: int) -> list[Int64]:
+    """Return ranges in groups of about `part_bytes`; cut at borders of a MiB, so none is much larger."""
+    if not len(ranges):
+        return []
+    ranges = _cut(ranges)
+    number = (np.cumsum(ranges[:, 1] - ranges[:, 0]) - 1) // part_bytes
+    return [ranges[number == each] for each in np.unique(number)]
 
 
 def _collapsing(host: Host, holes_most_bytes: int) -> Callable[[Instance, Ranges], Sculpted]:

@@ -23,13 +23,14 @@ from memsculpt.agent.foresight import Foresight
 from memsculpt.agent.growth_watch import GrowthWatch
 from memsculpt.agent.refitting import Refitting
 from memsculpt.agent.sculpting import Sculpting
+from memsculpt.agent.sharing import Sharing
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.growth import GrowthSample, GrowthSummary
-from memsculpt.domain.heat import WorkloadHeat
+from memsculpt.domain.heat import LookAt, LookKind, WorkloadHeat
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Applied, Status
 from memsculpt.domain.plan import Abilities, CreateCgroup, Grant, Plan, Request
-from memsculpt.domain.pool import SculptRequest, SculptStats
+from memsculpt.domain.pool import PoolSummary, SculptRequest, SculptStats
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.report import CapabilityFact, Report
 from memsculpt.domain.settings import Mode, PartitionSettings, Settings
@@ -80,6 +81,7 @@ class Agent:
         gate: longterm.Gate | None = None,
         refitting: Refitting | None = None,
         looks_beside: bool = False,
+        sharing_seat: act.SharingSeat | None = None,
     ) -> None:
         self._host = host
         self._settings = settings
@@ -94,6 +96,7 @@ class Agent:
         self._touch_cost_s: float | None = None
         self._sculpting = Sculpting(host, settings)
         self._ballooning = Ballooning(host, settings, self._sculpting)
+        self._sharing = Sharing(host, settings, seat=sharing_seat)
         self._growth = GrowthWatch(host, settings, beside=looks_beside)
         self._forecaster = forecast.Forecaster()
         if self._foresight is not None:
@@ -168,7 +171,8 @@ class Agent:
         warmth = self._sense(observation, profiles)
         self._growth.answer(observation.time_s)
         self._sculpt(observation)
-        answered = self._answer(observation, profiles, forecasts)
+        pools = self._sculpting.summaries(observation)
+        answered = self._answer(observation, profiles, forecasts, pools)
         self._planner, chosen = plan.choose(
             self._planner,
             observation,
@@ -176,10 +180,12 @@ class Agent:
             forecasts,
             self._corrections,
             settings,
-            pools=self._sculpting.summaries(observation),
+            pools=pools,
         )
         self._ballooning.follow(observation, self._planner.balloons, self._journal, may_act=self._may_act())
+        chosen = self._sharing.choose(chosen, observation)
         applied = self._carry_out(observation, chosen)
+        self._sharing.note(applied)
         if self._planner.balloons:
             self._planner = replace(self._planner, balloons=plan.after_asking(self._planner.balloons, applied))
         self._watch_created(applied)
@@ -219,6 +225,7 @@ class Agent:
         self._sensor.close()
         self._growth.close(_ending())
         self._sculpting.close(may_act=self._may_act())
+        self._sharing.close()
         if self._foresight is not None:
             self._foresight.close(self.report.observation, self._forecaster)
         while self._asked:
@@ -258,7 +265,13 @@ class Agent:
         self._settings = replace(self._settings, mode=Mode.OBSERVE)
         self.report = replace(self.report, mode=Mode.OBSERVE)
 
-    def _answer(self, observation: Observation, profiles: Profiles, forecasts: Forecasts) -> list[tuple[_Asked, Grant]]:
+    def _answer(
+        self,
+        observation: Observation,
+        profiles: Profiles,
+        forecasts: Forecasts,
+        pools: tuple[PoolSummary, ...],
+    ) -> list[tuple[_Asked, Grant]]:
         """Answer what was asked since the tick before; the grants' actions join this tick's plan."""
         answered: list[tuple[_Asked, Grant]] = []
         while self._asked:
@@ -267,7 +280,7 @@ class Agent:
                 continue  # who asked has given up; from here on it cannot be cancelled any more
             self._answering.append(asked)
             self._planner, grant = plan.answer_request(
-                self._planner, asked.request, observation, profiles, forecasts, self._settings
+                self._planner, asked.request, observation, profiles, forecasts, self._settings, pools=pools
             )
             answered.append((asked, grant))
         return answered
@@ -284,6 +297,7 @@ class Agent:
         looked = self._sensor.collect()
         self._sculpting.absorb(looked)
         self._sensing = profile.absorb_looks(self._sensing, looked, touch_cost_s=self._touch_cost_s)
+        self._look_at_whole_pools(observation, self._touch_cost_s)
         rest_ratio = self._rest_ratio(observation.time_s) + self._growth.spent_ratio
         self._sensing, tasks = profile.choose_looks(
             self._sensing,
@@ -295,6 +309,23 @@ class Agent:
         )
         self._sensor.start(tasks)
         return profile.summarize_heat(self._sensing, source=self._sensor.source, now_s=observation.time_s)
+
+    def _look_at_whole_pools(self, observation: Observation, touch_cost_s: float) -> None:
+        """Look at the pools whose phases are learnt, which pay for it themselves."""
+        for process, is_changed in self._sculpting.wanted(observation):
+            if is_changed:
+                surveyed = self._sensor.look((LookAt(kind=LookKind.SURVEY, process=process),))
+                self._sculpting.absorb(surveyed)
+                self._sensing = profile.absorb_looks(
+                    self._sensing, surveyed, touch_cost_s=touch_cost_s, is_budgeted=False
+                )
+            looked = self._sensor.look(profile.whole_looks(self._sensing, process))
+            if looked:
+                self._sensing = profile.absorb_looks(
+                    self._sensing, looked, touch_cost_s=touch_cost_s, is_budgeted=False
+                )
+                cost_s = profile.cost_of_looks(looked, touch_cost_s)
+                self._sculpting.see(process, looked, observation, cost_s)
 
     def _sculpt(self, observation: Observation) -> None:
         """Take back what did not pay, and do what was asked."""
@@ -365,6 +396,7 @@ class Agent:
             forecasts=forecasts,
             outlooks=tuple(forecasts.outlooks.values()),
             pools=self._sculpting.pools(),
+            sharing=self._sharing.report,
             plan=chosen,
             planned=applied,
             applied=tuple(self._recent),
@@ -406,6 +438,7 @@ def _abilities_of(host: Host) -> Abilities:
         page_in=can("page_in"),
         gather=can("collapse"),
         reclaim=can("memory_reclaim"),
+        drop_cache=can("memory_reclaim") or (can("cgroup_limits") and not can("cgroup_v2_memory")),
         limits=can("cgroup_limits"),
         groups=can("cgroup_limits"),
         protects_by="min" if can("cgroup_v2_memory") else "soft",

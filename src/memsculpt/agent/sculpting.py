@@ -28,9 +28,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from memsculpt import act, learn, plan, profile
+from memsculpt.agent.phasing import PhaseOutcome, Phasing
 from memsculpt.domain.heat import Looked
 from memsculpt.domain.observation import Observation
-from memsculpt.domain.pages import PAGE_BYTES, Extents
+from memsculpt.domain.pages import PAGE_BYTES, Extents, Touches
 from memsculpt.domain.plan import SculptPool
 from memsculpt.domain.pool import (
     INCOMPRESSIBLE,
@@ -98,6 +99,10 @@ class _Known:
     summary: PoolSummary | None = None
     summed_at_s: float = -math.inf
     rests_until_s: float = -math.inf  # nothing of it is planned before
+    # By stretch: since when looks come in quick succession, and what they saw since then.
+    merged: dict[tuple[int, int], tuple[float, Touches | None]] = field(
+        default_factory=dict[tuple[int, int], tuple[float, Touches | None]]
+    )
 
 
 class Sculpting:
@@ -108,6 +113,7 @@ class Sculpting:
         self._known: dict[Instance, _Known] = {}
         self._readers: dict[Instance, PageReader] = {}
         self._asked: deque[_Asked] = deque()
+        self._phasing = Phasing(settings)
 
     # --- what is known ------------------------------------------------------------------------------------------------
 
@@ -122,8 +128,24 @@ class Sculpting:
             while known.readings and known.readings[0].at_s < observation.time_s - READINGS_S:
                 known.readings.popleft()
 
+    def wanted(self, observation: Observation) -> tuple[tuple[Instance, bool], ...]:
+        """Choose whose phases are learnt; return who is to be looked at as a whole now, and whether surveyed before."""
+        sizes = {process: one.blocks.pool.count for process, one in self._known.items() if one.blocks is not None}
+        self._phasing.follow(observation, sizes)
+        return self._phasing.due(observation)
+
+    def see(self, process: Instance, results: tuple[Looked, ...], observation: Observation, cost_s: float) -> None:
+        """Take in a look at all of a process, which has cost so much processor time."""
+        self._absorb(results)
+        self._phasing.see(process, results, observation, cost_s)
+
     def absorb(self, results: Iterable[Looked]) -> None:
         """Take in what sensing looked at: where there is memory, and what was touched between two clears."""
+        results = tuple(results)
+        self._phasing.note(results)
+        self._absorb(results)
+
+    def _absorb(self, results: Iterable[Looked]) -> None:
         for one in results:
             known = self._known.get(one.task.process)
             if known is None:
@@ -132,13 +154,34 @@ class Sculpting:
             if one.extents is not None:
                 self._reshape(known, one.extents, one.at_s)
             if one.touches is not None and one.cleared and not one.is_first and known.blocks is not None:
-                known.blocks = profile.update_blocks(
-                    known.blocks,
-                    one.touches,
-                    one.at_s,
-                    stretch=(one.task.start, one.task.end),
-                    swap_tier=self._host.swap_tier(),
-                )
+                self._update(known, one.touches, one.at_s, (one.task.start, one.task.end))
+
+    def _update(self, known: _Known, touches: Touches, at_s: float, stretch: tuple[int, int]) -> None:
+        """Bring blocks up to date; what a pool that is looked at often shows is kept until its interval has passed.
+
+        Ages count looks, and what they are worth is known for the sensing's interval.
+        """
+        if known.blocks is None:
+            return
+        if known.process in self._phasing:
+            since_s, before = known.merged.get(stretch, (-math.inf, None))
+            touches = profile.merged_touches(before, touches)
+            if at_s - since_s < self._settings.sense.interval_s:
+                known.merged[stretch] = since_s, touches
+                return
+            known.merged[stretch] = at_s, None
+        elif known.merged:
+            self._flush(known, at_s)
+        tier = self._host.swap_tier()
+        known.blocks = profile.update_blocks(known.blocks, touches, at_s, stretch=stretch, swap_tier=tier)
+
+    def _flush(self, known: _Known, at_s: float) -> None:
+        """Bring blocks up to date with what was kept: stretches change, or looks come no longer in quick succession."""
+        tier = self._host.swap_tier()
+        for stretch, (_, touches) in known.merged.items():
+            if touches is not None and known.blocks is not None:
+                known.blocks = profile.update_blocks(known.blocks, touches, at_s, stretch=stretch, swap_tier=tier)
+        known.merged.clear()
 
     def look(self, observation: Observation) -> None:
         """Look at all pools at once, without an agent that does it bit by bit. Who is gone is dropped."""
@@ -208,12 +251,19 @@ class Sculpting:
             raise
         begin_s = time.thread_time()
         refusal = self._refusal(known, request, observation)
-        order = SculptOrder(reason=refusal) if refusal else self._order(known, request, observation)
+        choice: plan.PrefetchChoice | None = None
+        if refusal:
+            order = SculptOrder(reason=refusal)
+        elif isinstance(request, Prefetch) and self._phasing.knows(known.process):
+            room = plan.room_below_limit_bytes(observation, known.workload, self._settings)
+            order, choice = self._phasing.order(known.process, request, observation.time_s, room)
+        else:
+            order = self._order(known, request, observation)
         verdict = Verdict.REFUSED if refusal else Verdict.NOTHING
         known.stats = replace(known.stats, cpu_s=known.stats.cpu_s + time.thread_time() - begin_s)
         if order.size_bytes or len(order.split):
             if may_act:
-                return self._carry_out(known, request, order, observation)
+                return self._carry_out(known, request, order, observation, choice)
             verdict = Verdict.REHEARSED
         known.stats = replace(
             known.stats,
@@ -224,24 +274,35 @@ class Sculpting:
         return self._told(known)
 
     def carry_out(self, action: SculptPool, size_bytes: int, observation: Observation) -> act.PoolMoved:
-        """Do what a plan asks of a pool, up to `size_bytes`. Raises Vanished, Unavailable, Transient."""
+        """Do what a plan asks of a pool, up to `size_bytes`. Raises Vanished, Unavailable, Transient.
+
+        Of a prefetch that is what comes; what leaves for it comes on top.
+        """
         known = self._known.get(action.process)
         if known is None:
             raise Vanished(place=f"pool {action.pool}")
         before = known.stats
         request = replace(action.request, size_bytes=size_bytes)
         told = self.sculpt(f"{known.workload}#{action.process.pid}", request, observation, may_act=True)
-        moved_bytes = (
-            told.paged_out_bytes - before.paged_out_bytes
-            if isinstance(request, ColdZone)
-            else told.collapsed_bytes - before.collapsed_bytes
-        )
-        if moved_bytes <= 0:  # what stands in the way may last
+        left_bytes = told.paged_out_bytes - before.paged_out_bytes
+        match request:
+            case ColdZone():
+                moved_bytes = left_bytes
+            case HotZone():
+                moved_bytes = told.collapsed_bytes - before.collapsed_bytes
+            case Prefetch():
+                moved_bytes = told.brought_in_bytes - before.brought_in_bytes
+        if moved_bytes <= 0 and not isinstance(request, Prefetch):  # what stands in the way may last
             known.summary, known.rests_until_s = None, observation.time_s + SUMMED_EVERY_S
         is_done = told.verdict is Verdict.UNDER_WAY
         left = [f"{format_bytes(size)} {cause}" for cause, size in told.problems] if is_done else []
         reason = "; left: ".join(filter(None, (told.reason, ", ".join(left))))
-        return act.PoolMoved(moved_bytes=moved_bytes, cpu_s=told.cpu_s - before.cpu_s, reason=reason)
+        return act.PoolMoved(
+            moved_bytes=moved_bytes,
+            left_bytes=left_bytes,
+            cpu_s=told.cpu_s - before.cpu_s,
+            reason=reason,
+        )
 
     def summaries(self, observation: Observation) -> tuple[PoolSummary, ...]:
         """Return what a plan has to know of the pools; a few of them are looked through anew, the stalest first."""
@@ -261,15 +322,17 @@ class Sculpting:
                 gone_bytes=known.gone_bytes,
                 left_at_s=known.paged_out_at_s,
                 gathered_at_s=known.gathered_at_s,
+                coming=self._phasing.coming(known.process, now_s),
+                has_phases=self._phasing.has_several(known.process, now_s),
             )
             for known in self._known.values()
-            if known.summary is not None or known.gone_bytes
+            if known.summary is not None or known.gone_bytes or known.process in self._phasing
         )
 
     def settle(self, observation: Observation, *, may_act: bool) -> tuple[SculptStats, ...]:
         """Judge what was done before, take back what did not pay; return the pools that something came of."""
         self.watch(observation)
-        settled: list[SculptStats] = []
+        settled = [self._settled(one) for one in self._phasing.settle(observation.time_s) if one.process in self._known]
         for known in tuple(self._known.values()):
             for one in tuple(known.open):
                 if known.readings and known.blocks is not None and self._settle(known, one, may_act=may_act):
@@ -319,6 +382,7 @@ class Sculpting:
 
     def _forget(self, process: Instance) -> None:
         self._known.pop(process, None)
+        self._phasing.forget(process)
         if process in self._readers:
             self._readers.pop(process).close()
 
@@ -333,6 +397,7 @@ class Sculpting:
         )
 
     def _reshape(self, known: _Known, extents: Extents, now_s: float) -> None:
+        self._flush(known, now_s)
         ranges = profile.pool_ranges(extents)
         pool = Pool(id=known.id, workload=known.workload, process=known.process, ranges=ranges)
         blocks = known.blocks
@@ -409,19 +474,28 @@ class Sculpting:
         return max(0, min(room_bytes, int(settings.page_out_bytes_per_s * saved_s)))
 
     def _carry_out(
-        self, known: _Known, request: SculptRequest, order: SculptOrder, observation: Observation
+        self,
+        known: _Known,
+        request: SculptRequest,
+        order: SculptOrder,
+        observation: Observation,
+        choice: plan.PrefetchChoice | None,
     ) -> SculptStats:
         blocks = known.blocks
         if blocks is None:
             raise Refused(place=f"pool {known.id}", problem="nothing is known of it", fix="ask again later")
+        began_s = self._host.now_s()
         done = act.sculpt(self._host, blocks.pool, order)
         self._note(known, done)
         before = self._rates(known)
-        if done.moved_bytes:
+        if choice is not None:
+            self._phasing.moved(known.process, choice, done, began_s)
+        elif done.moved_bytes:
             known.open.append(_Open(type(request), done, before, None))
-        known.summary, known.summed_at_s = None, -math.inf
-        known.rests_until_s = observation.time_s + done.duration_s / PLANNED_MOST_RATIO
-        if done.left_bytes:
+        if choice is None:
+            known.summary, known.summed_at_s = None, -math.inf
+            known.rests_until_s = observation.time_s + done.duration_s / PLANNED_MOST_RATIO
+        if done.left_bytes and choice is None:
             known.paged_out_at_s = observation.time_s
         if done.collapsed_bytes or len(order.collapse):
             known.gathered_at_s = observation.time_s
@@ -441,6 +515,8 @@ class Sculpting:
     def _note(self, known: _Known, done: SculptDone) -> None:
         """Put what was done into the blocks' zones and the pool's sums."""
         blocks, order = known.blocks, done.order
+        if done.came_bytes:
+            self._drop_bits(known.process, order)
         if blocks is not None:
             # A block of which only a part leaves stays what it is.
             for ranges, zone in ((order.leave, Zone.COLD), (order.collapse, Zone.HOT), (order.come, Zone.PREFETCH)):
@@ -451,6 +527,16 @@ class Sculpting:
                 blocks = replace(left, present=present, swapped=np.where(stays, blocks.swapped, left.swapped))
             known.blocks = profile.with_flag(blocks, blocks.rows_within(done.incompressible), INCOMPRESSIBLE)
         known.gone_bytes = max(0, known.gone_bytes + done.left_bytes - done.came_bytes)
+        if not order.part_bytes:
+            known.stats = replace(
+                known.stats,
+                resident_before_bytes=done.resident_before_bytes,
+                resident_after_bytes=done.resident_after_bytes,
+                huge_before_bytes=done.huge_before_bytes,
+                huge_after_bytes=done.huge_after_bytes,
+                longest_run_before_bytes=done.longest_run_before_bytes,
+                longest_run_after_bytes=done.longest_run_after_bytes,
+            )
         stats = known.stats
         known.stats = replace(
             stats,
@@ -459,16 +545,32 @@ class Sculpting:
             split_bytes=stats.split_bytes + done.split_bytes,
             paged_out_bytes=stats.paged_out_bytes + done.left_bytes,
             brought_in_bytes=stats.brought_in_bytes + done.came_bytes,
-            resident_before_bytes=done.resident_before_bytes,
-            resident_after_bytes=done.resident_after_bytes,
-            huge_before_bytes=done.huge_before_bytes,
-            huge_after_bytes=done.huge_after_bytes,
-            longest_run_before_bytes=done.longest_run_before_bytes,
-            longest_run_after_bytes=done.longest_run_after_bytes,
             cpu_s=stats.cpu_s + done.cpu_s,
             duration_s=done.duration_s,
             problems=done.problems,
         )
+
+    def _drop_bits(self, process: Instance, order: SculptOrder) -> None:
+        """Clear the accessed bits that bringing back has set: they are nobody's touches."""
+        reader = self._readers.get(process)
+        if reader is None:
+            reader = self._readers[process] = self._host.open_pages(process)
+        reader.clear(act.listed(order.come))
+
+    def _settled(self, judged: PhaseOutcome) -> SculptStats:
+        """Put what came of a prefetch ahead of a phase into its pool's figures."""
+        known, means = self._known[judged.process], judged.experience
+        known.stats = replace(
+            known.stats,
+            verdict=Verdict.PAID if judged.has_paid else Verdict.REFUSED,
+            reason=judged.reason,
+            precision=means.precision,
+            recall=means.recall,
+            timeliness=means.timeliness,
+        )
+        if not judged.has_paid:
+            log.info("pool %s: %s", known.id, judged.reason)
+        return self._told(known)
 
     def _settle(self, known: _Known, one: _Open, *, may_act: bool) -> bool:
         """Judge one sculpt; return whether that was its end."""
@@ -525,7 +627,7 @@ class Sculpting:
 
 
 def _asked_bytes(request: SculptRequest) -> int:
-    return 0 if isinstance(request, Prefetch) else request.size_bytes
+    return request.size_bytes or 0
 
 
 def _empty_pool(known: _Known) -> Pool:

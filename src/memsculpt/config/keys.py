@@ -105,6 +105,7 @@ PARTITION = {
     "size": Key("size_bytes", values.size(low_bytes=1 << 20)),
     "create": Key("create", values.flag),
     "critical": Key("critical", values.flag),
+    "trim": Key("trim", values.flag),
 }
 """And `match`, a table of the keys below."""
 

@@ -56,19 +56,6 @@ def text(example: str) -> Read:
     return read
 
 
-def texts(example: str, *, most: int) -> Read:
-    """Return a reader of a list of texts."""
-    one = text(example)
-
-    def read(value: Any) -> tuple[str, ...]:
-        items = cast("list[Any]", value) if isinstance(value, list) else None
-        if items is None or len(items) > most:
-            raise Wrong(f"{show(cast('object', value))} is no list of at most {most} texts", f"write {example}")
-        return tuple(one(each) for each in items)
-
-    return read
-
-
 def cgroup_glob(value: Any) -> str:
     """Read a glob of cgroup names, relative to the memory controller's root."""
     example = '"system.slice/redis*.service"'

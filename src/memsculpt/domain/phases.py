@@ -53,6 +53,21 @@ class Upcoming:
         self.block_probability.flags.writeable = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coming:
+    """What a plan has to know of an expected phase that lacks blocks: when, how much, and what moving it takes."""
+
+    phase: int
+    sign: Sign
+    probability: float
+    onset_s: tuple[float, float, float]  # 10 %, 50 % and 90 % quantile, host's clock
+    lacking_bytes: int  # likely needed, and in swap
+    spare_bytes: int  # in memory, and needed by neither the present phase nor an earlier one that is as likely
+    in_bytes_per_s: float  # how fast blocks of this pool come and leave, as measured
+    out_bytes_per_s: float
+    margin_s: float  # how much earlier than needed they are to be there, from experience
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prediction:
     """What is expected of a pool within a time from now, the earliest first."""

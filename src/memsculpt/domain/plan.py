@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from memsculpt.domain.arrays import Float64, Int64, freeze_columns
-from memsculpt.domain.pool import ColdZone, HotZone
+from memsculpt.domain.pool import ColdZone, HotZone, Prefetch
 from memsculpt.domain.sharing import ScanRate, SharingStep
 from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
@@ -72,6 +72,7 @@ class Reclaim:
     cgroup: CgroupPath
     size_bytes: int
     reason: Reason
+    only_cache: bool = False  # page cache alone: nothing goes to swap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,19 +111,30 @@ class MoveProcess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SculptPool:
-    """Send out cold blocks of a pool, or gather hot ones in huge pages; which ones is chosen when it is done."""
+    """Send out cold blocks of a pool, gather hot ones in huge pages, or bring back those of an expected phase.
+
+    Which ones is chosen when it is done.
+    """
 
     partition: str
     workload: WorkloadId
     process: Instance
     pool: str
-    request: ColdZone | HotZone
+    request: ColdZone | HotZone | Prefetch
     reason: Reason
 
     @property
     def size_bytes(self) -> int:
-        """How much at most."""
-        return self.request.size_bytes
+        """How much at most; of a prefetch: how much comes."""
+        return self.request.size_bytes or 0
+
+    @property
+    def leaving_bytes(self) -> int:
+        """How much leaves memory: all of what is cold, or what makes room for a phase."""
+        request = self.request
+        if isinstance(request, Prefetch):
+            return max(0, self.size_bytes - (request.room_bytes or 0))
+        return request.size_bytes if isinstance(request, ColdZone) else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +244,7 @@ class Abilities:
     page_out: bool = True
     page_in: bool = True
     reclaim: bool = True
+    drop_cache: bool = True  # page cache alone can be reclaimed from a cgroup: also on v1, by a brief limit
     limits: bool = True
     gather: bool = True  # pages of another process in huge pages
     groups: bool = True  # cgroups can be made and processes moved

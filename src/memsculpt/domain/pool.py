@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from memsculpt.domain.arrays import Bool, Float64, Int64, freeze_columns
 from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES
+from memsculpt.domain.phases import Coming
 from memsculpt.domain.workload import Instance, WorkloadId
 from memsculpt.errors import UsageError
 
@@ -184,9 +185,16 @@ class ColdZone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefetch:
-    """Bring back what will be needed within so many seconds."""
+    """Bring back what will be needed within so many seconds.
+
+    A plan bounds it: at most `size_bytes`, of which `room_bytes` come into free memory (below 0: so much has to leave
+    besides) and the rest takes the place of blocks that the phase does not use. Asked for by hand it is unbounded.
+    """
 
     window_s: float
+    size_bytes: int | None = None
+    room_bytes: int | None = None
+    phase: int | None = None  # only what this phase of the pool uses
 
 
 SculptRequest: TypeAlias = HotZone | ColdZone | Prefetch
@@ -203,8 +211,11 @@ def check_request(request: object) -> None:
         if not _is_number(request.size_bytes, int) or request.size_bytes <= 0:
             problem = f"{request.size_bytes!r} is no size in bytes above 0"
     elif isinstance(request, Prefetch):
+        size = request.size_bytes
         if not _is_number(request.window_s, int, float) or not 0.0 < request.window_s <= WINDOW_MOST_S:
             problem = f"{request.window_s!r} is no window in seconds above 0 and up to {WINDOW_MOST_S:.0f}"
+        elif size is not None and (not _is_number(size, int) or size <= 0):
+            problem = f"{size!r} is no size in bytes above 0"
     else:
         problem = f"{type(request).__name__} is no zone: there are HotZone, ColdZone and Prefetch"
     if problem:
@@ -227,6 +238,7 @@ class SculptOrder:
     gain_s_per_s: float = 0.0  # processor time that is expected to be saved
     loss_ratio: float = 0.0  # of wall time that returning pages are expected to cost
     idle_least_s: float = float("nan")  # of what leaves
+    part_bytes: int = 0  # so much leaves and comes in turns, and frames are not measured; 0: what leaves goes first
     reason: str = ""  # why there is no more
 
 
@@ -249,6 +261,8 @@ class SculptDone:
     longest_run_before_bytes: int = 0
     longest_run_after_bytes: int = 0
     duration_s: float = 0.0
+    leave_s: float = 0.0  # of that, what leaving and coming took
+    come_s: float = 0.0
     cpu_s: float = 0.0
     problems: tuple[tuple[str, int], ...] = ()  # bytes left as they are, by cause
 
@@ -274,6 +288,8 @@ class PoolSummary:
     gathered_at_s: float = float("-inf")  # the last time that something was
     gone_bytes: int = 0  # sent out by sculpts and still out
     left_at_s: float = float("-inf")  # the last time that something was sent out
+    coming: tuple[Coming, ...] = ()  # phases that lack blocks, the earliest first
+    has_phases: bool = False  # sets that it uses in turn are known, and say what comes back
 
 
 class Verdict(StrEnum):
@@ -315,6 +331,7 @@ class SculptStats:
     latency_saved_s_per_s: float = 0.0  # estimate: what the pool's process gains in a second by what was done
     recall: float = float("nan")  # of the pages that were needed again, those that were there
     precision: float = float("nan")  # of the pages that were brought back, those that were then touched
+    timeliness: float = float("nan")  # of what was brought back ahead, the share that was there before its phase began
     cpu_s: float = 0.0  # the agent's
     duration_s: float = 0.0  # of the last sculpt
     problems: tuple[tuple[str, int], ...] = ()  # what could not be moved, in bytes, by cause

@@ -21,6 +21,7 @@ from memsculpt.domain.plan import Plan
 from memsculpt.domain.pool import SculptStats
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Mode, Settings
+from memsculpt.domain.sharing import SharingReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +107,7 @@ class Report:
     outlooks: tuple[WorkloadOutlook, ...] = ()  # minutes to hours ahead, of workloads whose history is kept
     partition_forecast: PartitionForecast | None = None
     pools: tuple[SculptStats, ...] = ()  # what may be sculpted, and what came of it
+    sharing: SharingReport | None = None  # None: no trust group is configured
     plan: Plan | None = None
     planned: tuple[Applied, ...] = ()  # this tick's plan as it was applied or rehearsed
     applied: tuple[Applied, ...] = ()  # the most recent actions, oldest first

@@ -45,6 +45,7 @@ class PartitionSettings:
     priority: float = 100.0  # cost of missing one byte, relative to the other partitions
     create: bool = False  # make a cgroup of memsculpt's own and move the matching processes there
     critical: bool = False  # keep on sampling which functions its memory comes from, within the budget of sensing
+    trim: bool = False  # page cache that is not used again leaves, also when nobody needs the room
 
     def __post_init__(self) -> None:
         if not 0 <= self.guarantee_bytes <= self.ceiling_bytes:

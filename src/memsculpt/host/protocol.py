@@ -301,8 +301,12 @@ class Limiter(Protocol):
         """Put back the very text that `read_limit` gave; works in a fresh process."""
         ...
 
-    def reclaim(self, cgroup: CgroupPath, size_bytes: int) -> Moved:
-        """Have the kernel take `size_bytes` from the cgroup: memory.reclaim (v2) or a brief limit step (v1)."""
+    def reclaim(self, cgroup: CgroupPath, size_bytes: int, *, only_cache: bool = False) -> Moved:
+        """Have the kernel take `size_bytes` from the cgroup: memory.reclaim (v2) or a brief limit step (v1).
+
+        `only_cache` spares anonymous memory, where the kernel can be told so: v1, and v2 since memory.reclaim
+        takes a swappiness. Older ones are asked without, and choose by their own order.
+        """
         ...
 
 

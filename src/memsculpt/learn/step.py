@@ -12,6 +12,7 @@ from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Applied, Corrections
 from memsculpt.domain.plan import PageIn, PageOut, SculptPool
+from memsculpt.domain.pool import Prefetch
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.report import Outcome, Scores
 from memsculpt.domain.workload import WorkloadId
@@ -160,7 +161,8 @@ def _judge(
             experiences[verdict.workload] = known.after_page_in(was_used=verdict.page_in_used)
     brought_now: dict[WorkloadId, float] = {}
     for one in applied:
-        if isinstance(one.action, PageIn):
+        brings = isinstance(one.action, SculptPool) and isinstance(one.action.request, Prefetch)
+        if isinstance(one.action, PageIn) or (isinstance(one.action, SculptPool) and brings):
             name = one.action.workload
             brought_now[name] = brought_now.get(name, 0.0) + one.done_bytes
     open_trials.extend(judging.trials_of(applied, observation, observation.time_s))

@@ -5,6 +5,17 @@ from memsculpt.plan.balloon_watch import after_asking
 from memsculpt.plan.decide import choose
 from memsculpt.plan.explain import explain_action, explain_grant, explain_plan, explain_reason
 from memsculpt.plan.overcommit import Overcommit, overcommit_of
+from memsculpt.plan.phases import (
+    Experience,
+    MoveBudget,
+    PrefetchChoice,
+    PrefetchOutcome,
+    Standing,
+    choose_prefetch,
+    learn_from,
+    what_is_coming,
+)
+from memsculpt.plan.phases import judge as judge_prefetch
 from memsculpt.plan.request import answer_request
 from memsculpt.plan.sculpt import (
     SculptRules,
@@ -15,25 +26,44 @@ from memsculpt.plan.sculpt import (
     ranges_of_rows,
     weigh_cold,
 )
+from memsculpt.plan.sculpt import joined as joined_ranges
+from memsculpt.plan.sharing import SharingRules, SharingState, SharingView, after_sharing, choose_sharing
+from memsculpt.plan.situation import room_below_limit_bytes
 from memsculpt.plan.state import Balloon, PlannerState
 
 __all__ = [
     "Balloon",
+    "Experience",
+    "MoveBudget",
     "Overcommit",
     "PlannerState",
+    "PrefetchChoice",
+    "PrefetchOutcome",
     "SculptRules",
+    "SharingRules",
+    "SharingState",
+    "SharingView",
+    "Standing",
     "after_asking",
+    "after_sharing",
     "answer_request",
     "choose",
     "choose_cold",
     "choose_due",
     "choose_hot",
+    "choose_prefetch",
+    "choose_sharing",
     "explain_action",
     "explain_grant",
     "explain_plan",
     "explain_reason",
     "explain_sculpt",
+    "joined_ranges",
+    "judge_prefetch",
+    "learn_from",
     "overcommit_of",
     "ranges_of_rows",
+    "room_below_limit_bytes",
     "weigh_cold",
+    "what_is_coming",
 ]

@@ -15,9 +15,20 @@ from memsculpt.domain.plan import Action, CreateCgroup, Division, MoveProcess, P
 from memsculpt.domain.pool import PoolSummary
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Settings
-from memsculpt.plan import balloons, limits, memory, partitions, placement, prefetch, reclaim, situation, zones
-from memsculpt.plan import growth as growing
-from memsculpt.plan.growth import Growth
+from memsculpt.plan import (
+    balloons,
+    coming,
+    limits,
+    memory,
+    partitions,
+    placement,
+    prefetch,
+    reclaim,
+    situation,
+    trim,
+    zones,
+)
+from memsculpt.plan.growth import Growth, growth_of
 from memsculpt.plan.partitions import Sizes
 from memsculpt.plan.situation import Situation
 from memsculpt.plan.state import PlannerState
@@ -44,9 +55,7 @@ def look_ahead(
     """Join the inputs, divide the capacity and see what is lacking; `planner` is refreshed already."""
     now = situation.look(planner, observation, profiles, forecasts, corrections, settings)
     sizes = partitions.divide(situation.demand_of(now), capacity_bytes=now.planned_bytes, page_bytes=now.page_bytes)
-    return Outlook(
-        planner=replace(planner, columns=now.partitions), now=now, sizes=sizes, growth=growing.growth_of(now, sizes)
-    )
+    return Outlook(planner=replace(planner, columns=now.partitions), now=now, sizes=sizes, growth=growth_of(now, sizes))
 
 
 def choose(
@@ -61,9 +70,9 @@ def choose(
 ) -> tuple[PlannerState, Plan]:
     """Decide what to change in this tick, and what to remember.
 
-    `pools` are those of which blocks may leave or be gathered. The plan frees before it grows, keeps guarantees and
-    floors, spends no more than the rates allow, and is empty when nothing is worth its cost. Raises ValueError when
-    guarantees exceed the capacity, which the configuration refuses.
+    `pools` are those of which blocks may leave, come back or be gathered. The plan frees before it grows, keeps
+    guarantees and floors, spends no more than the rates allow, and is empty when nothing is worth its cost. Raises
+    ValueError when guarantees exceed the capacity, which the configuration refuses.
     """
     profiles, forecasts = zones.without_gone(observation, profiles, forecasts, pools, settings)
     planner = memory.refreshed(planner, observation, profiles, settings)
@@ -78,17 +87,22 @@ def choose(
     gathered = zones.gather_hot(now, planner, taken, pools, settings)
     if holds_still:
         taken = replace(taken, actions=(), by_workload_bytes=taken.by_workload_bytes * 0)
+    trimmed = trim.trim(now, planner, observation, profiles, settings, holds_still=holds_still)
     budgets = limits.set_budgets(now, planner, sizes, growth, taken.size_bytes, settings, holds_still=holds_still)
-    brought = prefetch.bring_back(now, planner, observation, growth, taken, budgets.planned_bytes, settings)
+    by_phases = coming.known_by_phases(pools)
+    limit = budgets.planned_bytes
+    brought = prefetch.bring_back(now, planner, observation, growth, taken, limit, settings, by_phases=by_phases)
+    arriving = coming.bring_phases(now, planner, observation, taken, brought, limit, pools, settings)
     placed = placement.place(now, planner, observation)
     if holds_still:
         brought = replace(brought, actions=(), protections=planner.protections)
         placed = placement.Placed(placed=planner.placed)
-        gathered = ()
+        gathered, arriving = (), coming.Arriving()
     pending = () if holds_still else planner.pending
     actions: tuple[Action, ...] = (
         *ballooned.lowered,
         *taken.actions,
+        *trimmed.actions,
         *budgets.lowered,
         *budgets.raised,
         *ballooned.raised,
@@ -97,6 +111,7 @@ def choose(
         *placed.moved,
         *(action for action in pending if isinstance(action, MoveProcess)),
         *brought.actions,
+        *arriving.actions,
         *gathered,
     )
     planner = replace(
@@ -107,14 +122,17 @@ def choose(
         protections=brought.protections,
         placed=placed.placed,
         balloons=ballooned.known,
+        kept=trimmed.kept,
         pending=planner.pending if holds_still else (),
     )
     held_back = (
         *_backoff(corrections, now),
         *ballooned.held_back,
         *taken.held_back,
+        *trimmed.held_back,
         *budgets.held_back,
         *brought.held_back,
+        *arriving.held_back,
     )
     plan = Plan(made_at_s=now.now_s, actions=actions, division=division_of(outlook), held_back=held_back)
     return planner, plan

@@ -20,7 +20,7 @@ from memsculpt.domain.plan import (
     SetBalloon,
     SetSharing,
 )
-from memsculpt.domain.pool import HotZone
+from memsculpt.domain.pool import ColdZone, HotZone, Prefetch
 from memsculpt.domain.sharing import SharingStep
 from memsculpt.domain.units import format_bytes, format_duration_s
 
@@ -30,6 +30,11 @@ _SHARING = {
     SharingStep.MERGE: "merge identical pages",
     SharingStep.PAUSE: "pause merging",
     SharingStep.END: "end merging and take apart what is merged",
+}
+_SCULPTS = {
+    HotZone: ("gather", "hot blocks"),
+    ColdZone: ("send out", "cold blocks"),
+    Prefetch: ("bring back", "what a phase uses"),
 }
 _ANSWERS = {
     Answer.ENOUGH: "granted, there is room",
@@ -72,10 +77,11 @@ def _what(action: Action) -> str:
     if isinstance(action, PageIn):
         return f"{action.workload}: bring back {format_bytes(action.size_bytes)} of process {action.process.pid}"
     if isinstance(action, SculptPool):
-        does, what = ("gather", "hot") if isinstance(action.request, HotZone) else ("send out", "cold")
-        return f"{action.workload}: {does} {format_bytes(action.size_bytes)} of {what} blocks of pool {action.pool}"
+        does, what = _SCULPTS[type(action.request)]
+        return f"{action.workload}: {does} {format_bytes(action.size_bytes)} of {what} of pool {action.pool}"
     if isinstance(action, Reclaim):
-        return f"{action.cgroup}: reclaim {format_bytes(action.size_bytes)}"
+        of_what = " of page cache" if action.only_cache else ""
+        return f"{action.cgroup}: reclaim {format_bytes(action.size_bytes)}{of_what}"
     if isinstance(action, CreateCgroup):
         return f"{action.partition}: create cgroup {action.cgroup}"
     if isinstance(action, MoveProcess):

@@ -7,7 +7,7 @@ import numpy as np
 
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.plan import PageIn, PageOut, Reclaim, SculptPool
-from memsculpt.domain.pool import ColdZone
+from memsculpt.domain.pool import Prefetch
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Settings
 from memsculpt.domain.workload import Instance
@@ -44,11 +44,12 @@ def refreshed(planner: PlannerState, observation: Observation, profiles: Profile
 
 def after(planner: PlannerState, actions: tuple[object, ...], observation: Observation) -> PlannerState:
     """Return the state with what this plan spends taken off its budgets."""
-    out = sum(action.size_bytes for action in actions if isinstance(action, PageOut | Reclaim))
-    out += sum(
-        each.size_bytes for each in actions if isinstance(each, SculptPool) and isinstance(each.request, ColdZone)
-    )
+    out = sum(action.size_bytes for action in actions if isinstance(action, PageOut))
+    out += sum(each.size_bytes for each in actions if isinstance(each, Reclaim) and not each.only_cache)
+    sculpts = [action for action in actions if isinstance(action, SculptPool)]
+    out += sum(action.leaving_bytes for action in sculpts)
     back = sum(action.size_bytes for action in actions if isinstance(action, PageIn))
+    back += sum(action.size_bytes for action in sculpts if isinstance(action.request, Prefetch))
     return replace(
         planner,
         planned_at_s=observation.time_s,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from memsculpt.domain.arrays import Float64, Int64, freeze_columns
-from memsculpt.domain.phases import Prediction, Sign, Upcoming
+from memsculpt.domain.phases import Coming, Prediction, Sign, Upcoming
 from memsculpt.domain.plan import Reason
 
 PRECISION_BAR = 0.85
@@ -64,6 +64,7 @@ class Experience:
     precision: float = float("nan")
     recall: float = float("nan")
     timeliness: float = float("nan")
+    gain: float = float("nan")
     least_probability: float = LEAST_PROBABILITY
     margin_s: float = MARGIN_S
     paused_until_s: float = float("-inf")
@@ -94,12 +95,55 @@ class PrefetchOutcome:
     precision: float  # of the blocks that were brought, those that were touched
     recall: float  # of the blocks that were touched and had been out, those that were brought
     timeliness: float  # share that was there before the phase began
+    gain: float = float("nan")  # touched less those touched that had left for it, as a share of those brought
+
+
+def what_is_coming(
+    prediction: Prediction,
+    standing: Standing,
+    experience: Experience,
+    *,
+    in_bytes_per_s: float,
+    out_bytes_per_s: float,
+) -> tuple[Coming, ...]:
+    """Return the expected phases that lack something, the earliest first, whatever room and time there is for them."""
+    if prediction.at_s < experience.paused_until_s:
+        return ()
+    next_use_s = _next_use_s(prediction, standing)
+    found: list[Coming] = []
+    for one in prediction.upcoming:
+        rows = _wanted(one, standing, experience) if one.probability >= experience.least_probability else ()
+        if len(rows) < max(BLOCKS_LEAST, SHARE_LEAST * len(one.blocks)):
+            continue
+        leaving = _may_leave(prediction, one, standing, next_use_s)
+        found.append(
+            Coming(
+                phase=one.phase,
+                sign=one.sign,
+                probability=one.probability,
+                onset_s=one.onset_s,
+                lacking_bytes=int(standing.swapped_bytes[rows].sum()),
+                spare_bytes=int(standing.resident_bytes[leaving].sum()),
+                in_bytes_per_s=in_bytes_per_s,
+                out_bytes_per_s=out_bytes_per_s,
+                margin_s=experience.margin_s,
+            )
+        )
+    return tuple(found)
 
 
 def choose_prefetch(
-    prediction: Prediction, standing: Standing, budget: MoveBudget, experience: Experience
+    prediction: Prediction,
+    standing: Standing,
+    budget: MoveBudget,
+    experience: Experience,
+    *,
+    phase: int | None = None,
 ) -> PrefetchChoice:
-    """Choose what to bring back now, and what leaves before it; the earliest phase that lacks something, if due."""
+    """Choose what to bring back now, and what leaves before it; the earliest phase that lacks something, if due.
+
+    With `phase` it is that one or none.
+    """
     now_s = prediction.at_s
     if now_s < experience.paused_until_s:
         text = "what was brought back ahead of need was not touched: no more of that for {left_s}"
@@ -108,7 +152,7 @@ def choose_prefetch(
     next_use_s = _next_use_s(prediction, standing)
     next_at_s = float("inf")
     for one in prediction.upcoming:
-        if one.probability < experience.least_probability:
+        if one.probability < experience.least_probability or phase not in {None, one.phase}:
             continue
         rows = _wanted(one, standing, experience)
         if len(rows) < max(BLOCKS_LEAST, SHARE_LEAST * len(one.blocks)):
@@ -133,17 +177,34 @@ def choose_prefetch(
     )
 
 
-def judge(choice: PrefetchChoice, touched: Int64, *, began_s: float, done_s: float, onset_s: float) -> PrefetchOutcome:
+def judge(
+    choice: PrefetchChoice,
+    touched: Int64,
+    *,
+    began_s: float,
+    done_s: float,
+    onset_s: float,
+    is_alone: bool = False,
+) -> PrefetchOutcome:
     """Compare what was brought with what was touched in its window, ascending.
 
     The move took from `began_s` to `done_s`; the phase was seen to begin at `onset_s` (later than it really did).
+    `is_alone`: nothing of the phase after it is among what was touched. Only then there is a gain to tell, less what
+    left for it and was needed.
     """
     used = int(np.isin(choice.bring, touched, assume_unique=True).sum())
     missed = int(np.isin(choice.absent, touched, assume_unique=True).sum())
     precision = used / len(choice.bring) if len(choice.bring) else float("nan")
     recall = used / (used + missed) if used + missed else float("nan")
     timely = min(1.0, max(0.0, (onset_s - began_s) / max(done_s - began_s, 1e-6)))
-    return PrefetchOutcome(blocks=len(choice.bring), precision=precision, recall=recall, timeliness=timely)
+    harmed = int(np.isin(choice.leave, touched, assume_unique=True).sum())
+    return PrefetchOutcome(
+        blocks=len(choice.bring),
+        precision=precision,
+        recall=recall,
+        timeliness=timely,
+        gain=(used - harmed) / len(choice.bring) if is_alone and len(choice.bring) else float("nan"),
+    )
 
 
 def learn_from(before: Experience, outcome: PrefetchOutcome, now_s: float, *, is_ahead: bool = True) -> Experience:
@@ -152,11 +213,13 @@ def learn_from(before: Experience, outcome: PrefetchOutcome, now_s: float, *, is
     weight = WEIGHT * min(1.0, outcome.blocks / max(before.usual_blocks, 1.0))
     usual_blocks = max(float(outcome.blocks), before.usual_blocks + WEIGHT * (outcome.blocks - before.usual_blocks))
     precision = _mean(before.precision, outcome.precision, weight)
+    gain = _mean(before.gain, outcome.gain, weight)
     after = replace(
         before,
         judged=before.judged + 1,
         usual_blocks=before.usual_blocks if weight < WEIGHT_LEAST else usual_blocks,
         precision=precision,
+        gain=gain,
         recall=_mean(before.recall, outcome.recall, weight),
         timeliness=_mean(before.timeliness, outcome.timeliness, weight) if is_ahead else before.timeliness,
     )
@@ -170,7 +233,8 @@ def learn_from(before: Experience, outcome: PrefetchOutcome, now_s: float, *, is
         after = replace(after, margin_s=min(MARGIN_MOST_S, 1.5 * before.margin_s + 0.1))
     elif is_ahead:
         after = replace(after, margin_s=max(MARGIN_S, 0.95 * before.margin_s))
-    if after.judged >= 2 and precision < WORTH_RATIO:
+    # Without a gain (nothing is known of what left) the precision decides; min() passes over NaN in this order.
+    if after.judged >= 2 and min(precision, gain) < WORTH_RATIO:
         pause_s = before.pause_s
         return Experience(paused_until_s=now_s + pause_s, pause_s=min(PAUSE_MOST_S, 2.0 * pause_s))
     return after

@@ -48,11 +48,19 @@ def bring_back(
     taken: Taken,
     limits_bytes: Int64,
     settings: Settings,
+    *,
+    by_phases: frozenset[WorkloadId] = frozenset(),
 ) -> Brought:
-    """Choose what comes back. `limits_bytes` are the cgroups' limits as this plan leaves them."""
+    """Choose what comes back. `limits_bytes` are the cgroups' limits as this plan leaves them.
+
+    Of busy workloads `by_phases` it is known which blocks they will use next (plan/coming.py): any others would only
+    take the room.
+    """
     columns, least = now.workloads, settings.plan.min_move_bytes
     protections = dict(planner.protections)
     wanted = _wanted_bytes(now, growth, taken)
+    if by_phases:
+        wanted[columns.is_active & np.array([each in by_phases for each in columns.ids], np.bool_)] = 0
     rows = [int(row) for row in np.flatnonzero(wanted >= least)]
     if not rows or not settings.plan.prefetch or not planner.abilities.page_in:
         return Brought(actions=(), protections=protections, held_back=())

@@ -7,7 +7,7 @@ becomes a reservation: the workload's need counts as granted until `within` has 
 caught up. Each way is tried on the planner's own arithmetic, as if the request were granted already.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,11 +16,12 @@ from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Corrections
 from memsculpt.domain.plan import Action, Answer, CreateCgroup, Grant, LimitKind, MoveProcess, Reason, Request
+from memsculpt.domain.pool import PoolSummary
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Kind, PartitionSettings, Settings
 from memsculpt.domain.units import UNLIMITED_BYTES
 from memsculpt.domain.workload import CgroupPath, Instance, Match
-from memsculpt.plan import limits, memory, placement, reclaim
+from memsculpt.plan import limits, memory, placement, reclaim, zones
 from memsculpt.plan.decide import Outlook, look_ahead
 from memsculpt.plan.reclaim import Taken
 from memsculpt.plan.situation import level_column
@@ -74,8 +75,10 @@ def answer_request(
     profiles: Profiles,
     forecasts: Forecasts,
     settings: Settings,
+    *,
+    pools: Sequence[PoolSummary] = (),
 ) -> tuple[PlannerState, Grant]:
-    """Decide on a request; the state returned remembers what was granted.
+    """Decide on a request; the state returned remembers what was granted. `pools` are those of `choose`.
 
     `request.size_bytes` is what the workload will need beyond what it holds now. The grant's actions are
     those of the plan that `choose` makes next: it is not necessary to apply them from the grant.
@@ -84,6 +87,7 @@ def answer_request(
         return planner, _refuse(request, None, "unknown-workload", "no workload of this name is running", {})
     if request.size_bytes <= 0 or request.within_s < 0.0:
         return planner, _refuse(request, None, "no-size", "a request names a size above 0 and a time from now", {})
+    profiles, forecasts = zones.without_gone(observation, profiles, forecasts, pools, settings)
     asked = _understood(planner, request, observation, profiles, forecasts, settings)
     partition = observation.workloads.partitions[asked.row]
     here: _Trial | None = None

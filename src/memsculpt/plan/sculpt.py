@@ -179,6 +179,9 @@ def explain_sculpt(request: SculptRequest, order: SculptOrder) -> str:
         said = f"{size} idle for {order.idle_least_s:.0f} s and more, at an expected loss of {order.loss_ratio:.3%}"
     elif isinstance(request, Prefetch) and order.size_bytes:
         said = f"{size} due within {request.window_s:g} s"
+        if len(order.leave):
+            leaving_bytes = int((order.leave[:, 1] - order.leave[:, 0]).sum())
+            said += f", in place of blocks of {format_bytes(leaving_bytes)}"
     return "; ".join(filter(None, (said, order.reason)))
 
 

@@ -199,6 +199,7 @@ def partition_columns(planner: PlannerState, settings: Settings) -> PartitionCol
         ceiling_bytes=_ints([_most_bytes(partition) for partition in source]),
         promised_bytes=_ints([partition.guarantee_bytes for partition in source]),
         is_fixed=np.array([partition.kind is Kind.FIXED for partition in source], dtype=np.bool_),
+        is_trimmed=np.array([partition.trim for partition in source], dtype=np.bool_),
         weights=np.array([partition.priority for partition in source], dtype=np.float64),
         giving_order=_ints(by_weight),
     )
@@ -379,6 +380,23 @@ def _host_stall_ratio(planner: PlannerState, observation: Observation) -> float:
         return 0.0
     elapsed_s = observation.time_s - planner.planned_at_s
     return max(stalled_s - before_s, 0.0) / elapsed_s if elapsed_s > 0.0 else 0.0
+
+
+def room_below_limit_bytes(observation: Observation, workload: WorkloadId, settings: Settings) -> int:
+    """Return how much more a workload may hold now: below its cgroup's limit, the capacity, and what is available."""
+    memory, workloads = observation.memory, observation.workloads
+    inside = np.array([name is not None for name in workloads.partitions], np.bool_)
+    held = (workloads.resident_bytes + workloads.kernel_bytes - workloads.reclaimable_bytes)[inside]
+    planned = int(settings.capacity_of(memory.total_bytes) * (1.0 - settings.plan.margin_ratio))
+    room = int(memory.available_bytes - memory.total_bytes * settings.plan.margin_ratio)
+    room = min(room, planned - int(np.maximum(held, 0).sum()))
+    if workload in workloads.ids:
+        row = workloads.ids.index(workload)
+        for state in observation.cgroups:
+            if state.cgroup == workloads.cgroups[row]:
+                limit = min(state.limit_bytes, state.hard_limit_bytes)
+                room = min(room, limit - state.used_bytes + int(workloads.reclaimable_bytes[row]))
+    return max(room, 0)
 
 
 def level_column(levels: Sequence[float], level: float) -> int:

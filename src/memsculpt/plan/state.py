@@ -81,6 +81,14 @@ class Balloon:
     grew_at_s: float = float("-inf")  # when that last rose
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """How much page cache a trimmed cgroup is left, and the reading that this was learnt up to."""
+
+    cache_bytes: float
+    refaults_count: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PartitionColumns:
     """The configured partitions as columns, made once per configuration."""
@@ -92,6 +100,7 @@ class PartitionColumns:
     ceiling_bytes: Int64  # of a fixed partition: its size
     promised_bytes: Int64  # the configured guarantee, also of a fixed partition
     is_fixed: Bool
+    is_trimmed: Bool
     weights: Float64
     giving_order: Int64
 
@@ -110,6 +119,7 @@ class PlannerState:
     resting_until_s: Mapping[CgroupPath, float] = field(default_factory=dict[CgroupPath, float])
     guarantees: Mapping[CgroupPath, Asked] = field(default_factory=dict[CgroupPath, Asked])
     protections: Mapping[WorkloadId, Protection] = field(default_factory=dict[WorkloadId, Protection])
+    kept: Mapping[CgroupPath, Kept] = field(default_factory=dict[CgroupPath, Kept])
     reservations: tuple[Reservation, ...] = ()
     moves: tuple[Moved, ...] = ()
     created: tuple[PartitionSettings, ...] = ()  # partitions made for requests, besides the configured ones

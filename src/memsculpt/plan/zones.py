@@ -3,7 +3,8 @@
 
 Free ahead takes whole processes that idle, of partitions above their size. What is lacking beyond that leaves
 block by block, at the price that plan/sculpt.py knows: of any partition, first of those above their size, never below
-a guarantee or floor. What left so is no part of its workload's need any more, or it would be brought back at once.
+a guarantee or floor. What a partition holds above its ceiling or fixed size leaves so, too, whoever lacks it. What left
+so is no part of its workload's need any more, or it would be brought back at once.
 """
 
 from collections.abc import Sequence
@@ -83,9 +84,11 @@ def send_cold(
     if settings.plan.sculpt is Sculpt.OFF or not planner.abilities.page_out or not any(one.cold_bytes for one in pools):
         return taken
     lacking = lacking_bytes(now) - taken.size_bytes
+    forced = np.maximum(now.held_bytes - now.ceiling_bytes - now.sum_by_partition(taken.by_workload_bytes), 0)
+    forced[forced < least] = 0
     rate = int(planner.page_out_budget_bytes) - taken.size_bytes
     swap = swap_room_bytes(observation, settings) - taken.size_bytes
-    if min(lacking, rate, swap) < least:
+    if min(max(lacking, int(forced.sum())), rate, swap) < least:
         return taken
     row_of = {each: row for row, each in enumerate(now.workloads.ids)}
     held_back = [reason for reason in taken.held_back if reason.code != "no-cold"]
@@ -98,7 +101,9 @@ def send_cold(
     for pool in _coldest_first(now, pools, row_of, is_above):
         row = row_of[pool.workload]
         partition = int(now.workloads.partition_row[row])
-        size = min(lacking, rate, swap, pool.cold_bytes, int(available[row]), int(by_partition[partition]))
+        over = int(forced[partition])
+        wanted = max(lacking, over)
+        size = min(wanted, rate, swap, pool.cold_bytes, int(available[row]), int(by_partition[partition]))
         size = size // now.page_bytes * now.page_bytes
         if size < least:
             continue
@@ -109,12 +114,13 @@ def send_cold(
                 process=pool.process,
                 pool=pool.pool,
                 request=ColdZone(size_bytes=size),
-                reason=_why_cold(now, sizes, pool, row, size, lacking),
+                reason=_why_cold(now, sizes, pool, row, size, lacking, over),
             )
         )
         given[row] += size
         available[row] -= size
         by_partition[partition] -= size
+        forced[partition] = max(over - size, 0)
         lacking, rate, swap = lacking - size, rate - size, swap - size
     if not actions:
         return taken
@@ -211,7 +217,9 @@ def _without(sizes: Int64, held: Int64, gone: Int64) -> Int64:
     return sizes - np.minimum(np.maximum(sizes - held, 0), gone)
 
 
-def _why_cold(now: Situation, sizes: Sizes, pool: PoolSummary, row: int, size_bytes: int, lacking: int) -> Reason:
+def _why_cold(
+    now: Situation, sizes: Sizes, pool: PoolSummary, row: int, size_bytes: int, lacking: int, over_bytes: int
+) -> Reason:
     partition = int(now.workloads.partition_row[row])
     figures = {
         "moved_bytes": float(size_bytes),
@@ -223,7 +231,14 @@ def _why_cold(now: Situation, sizes: Sizes, pool: PoolSummary, row: int, size_by
         "partition_held_bytes": float(now.held_bytes[partition]),
         "partition_size_bytes": float(sizes.size_bytes[partition]),
         "least_bytes": float(now.lower_bytes[partition]),
+        "over_bytes": float(over_bytes),
     }
+    if over_bytes > 0:
+        text = (
+            "holds {over_bytes} more than its partition may; of its blocks {cold_bytes} were not touched for {idle_s} "
+            "and more, {moved_bytes} leave"
+        )
+        return Reason(code="above-ceiling", text=text, figures=figures)
     text = (
         "use is forecast {lacking_bytes} above the target of {target_bytes} and no more idles; of its blocks "
         "{cold_bytes} were not touched for {idle_s} and more, {moved_bytes} leave; {least_bytes} stay its own"

@@ -134,8 +134,26 @@ def choose(
     return state, _without_needless(tasks)
 
 
-def absorb(state: SensingState, results: Iterable[Looked], *, touch_cost_s: float) -> SensingState:
-    """Return the state after what came of the tasks."""
+def whole(state: SensingState, process: Instance) -> tuple[LookAt, ...]:
+    """Return what has to be done for all of a process to be looked at and cleared now; nothing before its survey."""
+    sensed = state.processes.get(process)
+    if sensed is None or (state.time_s is not None and state.time_s < sensed.paused_until_s):
+        return ()
+    return tuple(LookAt(kind=LookKind.TURN, process=process, start=one.start, end=one.end) for one in sensed.slices)
+
+
+def cost_of(results: Iterable[Looked], touch_cost_s: float) -> float:
+    """Return the processor time that looks took: the agent's, and what the programs pay for touching pages anew."""
+    return sum(
+        one.cpu_s + (touch_cost_s * int(one.touches.touched.sum()) if one.touches is not None and one.cleared else 0.0)
+        for one in results
+    )
+
+
+def absorb(
+    state: SensingState, results: Iterable[Looked], *, touch_cost_s: float, is_budgeted: bool = True
+) -> SensingState:
+    """Return the state after what came of the tasks; of looks that somebody else pays for: not `is_budgeted`."""
     processes = dict(state.processes)
     saved_s, spent_s, paid_s = state.saved_s, state.spent_s, state.paid_s
     read_cost, turn_cost, survey_cost = state.read_s_per_gib, state.turn_s_per_gib, state.survey_s_per_gib
@@ -165,7 +183,7 @@ def absorb(state: SensingState, results: Iterable[Looked], *, touch_cost_s: floa
             else:
                 read_cost += COST_WEIGHT * (one.cpu_s / gib - read_cost)
             processes[one.task.process] = _absorbed(sensed, one)
-        saved_s -= cost_s
+        saved_s -= cost_s if is_budgeted else 0.0
         spent_s += cost_s
     return replace(
         state,

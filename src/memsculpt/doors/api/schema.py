@@ -445,6 +445,7 @@ class PrefetchView(msgspec.Struct, kw_only=True):
 
     recall: float | None
     precision: float | None
+    timeliness: float | None  # of what came for a phase, the share that was there before it began
 
 
 class PoolView(msgspec.Struct, kw_only=True):

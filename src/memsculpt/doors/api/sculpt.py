@@ -93,7 +93,9 @@ def view_pool(stats: SculptStats) -> PoolView:
         stall_before_ratio=_known(stats.stall_before_ratio),
         stall_after_ratio=_known(stats.stall_after_ratio),
         latency_saved_s_per_s=stats.latency_saved_s_per_s,
-        prefetch=PrefetchView(recall=_known(stats.recall), precision=_known(stats.precision)),
+        prefetch=PrefetchView(
+            recall=_known(stats.recall), precision=_known(stats.precision), timeliness=_known(stats.timeliness)
+        ),
         cpu_s=stats.cpu_s,
         duration_s=stats.duration_s,
         problems=dict(stats.problems),

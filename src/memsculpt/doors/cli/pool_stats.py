@@ -63,6 +63,8 @@ def in_words(told: dict[str, Any]) -> str:
     prefetch = told["prefetch"]
     if prefetch["precision"] is not None:
         lines.append(f"prefetch: recall {_share(prefetch['recall'])}, precision {_share(prefetch['precision'])}")
+        if prefetch["timeliness"] is not None:
+            lines[-1] += f", there in time {_share(prefetch['timeliness'])}"
     lines += [f"left: {format_bytes(size)} {cause}" for cause, size in told["problems"].items()]
     return "\n".join(lines)
 

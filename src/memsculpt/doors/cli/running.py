@@ -87,6 +87,7 @@ def run(wanted: Wanted) -> int:
             gate=preparing.read_gate(places.Path(settings.state), tell),
             refitting=preparing.refitting_for(settings),
             looks_beside=True,
+            sharing_seat=act.SharingSeat(places.SHARING_GROUP),
         )
         api = ApiServer(agent, socket_path=settings.socket, addresses=addresses)
         listening = api.start()

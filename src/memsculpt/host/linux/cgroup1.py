@@ -86,12 +86,24 @@ class CgroupV1:
         """Return how a budget is written."""
         return "-1" if size_bytes >= UNLIMITED_BYTES else str(size_bytes)
 
-    def reclaim(self, cgroup: CgroupPath, size_bytes: int) -> Moved:
+    def reclaim(self, cgroup: CgroupPath, size_bytes: int, *, only_cache: bool = False) -> Moved:
         """Step the limit down just below the use, and put it back at once; v1 has no other way.
 
         The old limit is back before this returns, also when a step fails; a crash in between leaves a limit
-        a step below the use, which the journal does not know: so the steps are small.
+        a step below the use, which the journal does not know: so the steps are small. For `only_cache` the
+        cgroup's swappiness is 0 meanwhile, and likewise put back; left behind, it would spare the swap.
         """
+        path = f"{self.folder(cgroup)}/memory.swappiness"
+        before = procfs.read_file(path).decode("ascii").strip() if only_cache else "0"
+        if before == "0":
+            return self._reclaim(cgroup, size_bytes)
+        controller.write_text(path, "0")
+        try:
+            return self._reclaim(cgroup, size_bytes)
+        finally:
+            controller.write_text(path, before)
+
+    def _reclaim(self, cgroup: CgroupPath, size_bytes: int) -> Moved:
         begin_s, begin_cpu_s = time.monotonic(), time.thread_time()
         path = f"{self.folder(cgroup)}/memory.limit_in_bytes"
         usage = f"{self.folder(cgroup)}/memory.usage_in_bytes"

@@ -77,16 +77,23 @@ class CgroupV2:
         """Return how a budget is written."""
         return "max" if size_bytes >= UNLIMITED_BYTES else str(size_bytes)
 
-    def reclaim(self, cgroup: CgroupPath, size_bytes: int) -> Moved:
+    def reclaim(self, cgroup: CgroupPath, size_bytes: int, *, only_cache: bool = False) -> Moved:
         """Write memory.reclaim; EAGAIN says that part of it was taken, which is measured, not believed."""
         begin_s, begin_cpu_s = time.monotonic(), time.thread_time()
         folder = self.folder(cgroup)
         before = int(procfs.read_file(f"{folder}/memory.current"))
-        try:
-            controller.write_text(f"{folder}/memory.reclaim", str(size_bytes))
-        except OSError as error:
-            if error.errno != errno.EAGAIN:
-                raise
+        words = [str(size_bytes)]
+        if only_cache:
+            words.insert(0, f"{size_bytes} swappiness=0")  # older kernels know no such word: EINVAL
+        while words:
+            try:
+                controller.write_text(f"{folder}/memory.reclaim", words.pop(0))
+            except OSError as error:
+                if error.errno == errno.EINVAL and words:
+                    continue
+                if error.errno != errno.EAGAIN:
+                    raise
+            break
         after = int(procfs.read_file(f"{folder}/memory.current"))
         return Moved(
             asked_bytes=size_bytes,

@@ -58,8 +58,8 @@ class Controller(Protocol):
         """Return how a budget is written."""
         ...
 
-    def reclaim(self, cgroup: CgroupPath, size_bytes: int) -> Moved:
-        """Have the kernel take bytes from the cgroup."""
+    def reclaim(self, cgroup: CgroupPath, size_bytes: int, *, only_cache: bool = False) -> Moved:
+        """Have the kernel take bytes from the cgroup; `only_cache`: of its page cache."""
         ...
 
     def create(self, cgroup: CgroupPath) -> None:

@@ -195,10 +195,10 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
             self._memory().write_limit(cgroup, kind, text)
             return self._memory().read_limit(cgroup, kind)
 
-    def reclaim(self, cgroup: CgroupPath, size_bytes: int) -> Moved:
-        """Have the kernel take bytes from the cgroup."""
+    def reclaim(self, cgroup: CgroupPath, size_bytes: int, *, only_cache: bool = False) -> Moved:
+        """Have the kernel take bytes from the cgroup; `only_cache`: of its page cache."""
         with _translated(f'cgroup "{cgroup}"'):
-            return self._memory().reclaim(cgroup, size_bytes)
+            return self._memory().reclaim(cgroup, size_bytes, only_cache=only_cache)
 
     def create_cgroup(self, cgroup: CgroupPath) -> None:
         """Make a cgroup of ours; one that is there already is left as it is."""

@@ -11,7 +11,7 @@ import os
 from memsculpt.domain.arrays import Int64
 from memsculpt.domain.sharing import SHARED_MOST, Merging, Offerer, PageContents
 from memsculpt.domain.workload import Instance
-from memsculpt.errors import Refused, Unavailable
+from memsculpt.errors import Refused, Unavailable, Vanished
 from memsculpt.host.linux import contents, meminfo, procfs, runs
 from memsculpt.host.linux.errnos import is_gone, translate
 from memsculpt.host.linux.opened import OpenedProcess
@@ -97,16 +97,27 @@ class Ksm:
             opened.close()
 
     def page_contents(self, process: Instance, wanted: Int64) -> PageContents:
-        """Return what the pages hold; see the protocol."""
-        opened = OpenedProcess(process, self._proc)
+        """Return what the pages hold; see the protocol. Often called: the process is opened no further than needed."""
+        place = f"process {process.pid}"
         try:
-            there = contents.anonymous_runs(opened.pagemap, [(start, end) for start, end in wanted.tolist()])
-            read = contents.read_pages(process.pid, runs.intersection(there, wanted))
-            opened.check_alive()  # or it is what the pid's next owner holds
+            folder = os.open(f"{self._proc}/{process.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise opened.translated(error) from error
+            raise translate(error, place) from error
+        try:
+            descriptor = os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                there = contents.anonymous_runs(descriptor, [(start, end) for start, end in wanted.tolist()])
+            finally:
+                os.close(descriptor)
+            read = contents.read_pages(process.pid, runs.intersection(there, wanted))
+            # After the reading: until now nobody else can have had the pid of a folder that still answers.
+            stat = procfs.parse_stat(procfs.read_file("stat", dir_fd=folder), 1)
+        except OSError as error:
+            raise translate(error, place) from error
         finally:
-            opened.close()
+            os.close(folder)
+        if stat is None or stat.start_ticks != process.start_ticks or stat.resident_pages == 0:
+            raise Vanished(place=place)
         return read
 
     def read_ksm(self, name: str) -> str:

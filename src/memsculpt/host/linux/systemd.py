@@ -155,9 +155,9 @@ class SystemdLimits:
         if is_changed:
             self._call("Reload", "", ())
 
-    def reclaim(self, cgroup: CgroupPath, size_bytes: int) -> Moved:
+    def reclaim(self, cgroup: CgroupPath, size_bytes: int, *, only_cache: bool = False) -> Moved:
         """Have the kernel take bytes from the cgroup; no setting is changed by it on v2."""
-        return self._inner.reclaim(cgroup, size_bytes)
+        return self._inner.reclaim(cgroup, size_bytes, only_cache=only_cache)
 
     def create(self, cgroup: CgroupPath) -> None:
         """Make a cgroup of our own."""

@@ -28,6 +28,7 @@ from memsculpt.host.simulated.workloads import (
     Program,
     Ramp,
     StartupPeak,
+    Turns,
 )
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "SimulatedHost",
     "StartupPeak",
     "SwapFull",
+    "Turns",
     "VanishBeforeAction",
     "VirtualMachine",
     "Word",

@@ -236,10 +236,11 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor, SimulatedMerger):
         self._spend(left, machine.costs.reclaim_page_s)
         return held
 
-    def reclaim(self, cgroup: CgroupPath, size_bytes: int) -> Moved:
+    def reclaim(self, cgroup: CgroupPath, size_bytes: int, *, only_cache: bool = False) -> Moved:
         """Have the kernel take `size_bytes` from the cgroup, in its own order."""
         machine = self._machine
-        left, _ = machine.reclaim(machine.tree.find(cgroup), size_bytes // machine.chunk_bytes)
+        node, wanted = machine.tree.find(cgroup), size_bytes // machine.chunk_bytes
+        left, _ = machine.reclaim(node, wanted, only_cache=only_cache)
         return self._moved(size_bytes, left, machine.costs.reclaim_page_s)
 
     # ---- Grouper

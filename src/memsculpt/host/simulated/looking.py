@@ -24,7 +24,6 @@ class SimulatedReader:
     ) -> None:
         """`reach` returns the process; it raises Vanished, and Unavailable while the source does not work."""
         self._reach, self._chunk_bytes, self._now_s, self.source = reach, chunk_bytes, now_s, source
-        self._cleared_at_s = np.empty(0)
 
     def look(self, ranges: Sequence[tuple[int, int]] | None = None) -> None:
         """Do nothing: nobody else clears bits here."""
@@ -37,12 +36,11 @@ class SimulatedReader:
     def read(self, ranges: Sequence[tuple[int, int]] | None = None) -> Touches:
         """Return what was touched since the last clear; see the protocol."""
         memory = self._reach().memory
-        self._widen(memory.chunks)
         rows = np.flatnonzero((memory.state != ABSENT) & self._within(memory.chunks, ranges))
         starts = HEAP_START + rows * self._chunk_bytes
         pages = self._chunk_bytes // PAGE_BYTES
         present = np.where(memory.state[rows] == RESIDENT, pages, 0).astype(np.int64)
-        is_touched = memory.touched_at_s > self._cleared_at_s[: memory.chunks]
+        is_touched = memory.touched_at_s > memory.cleared_at_s
         if memory.is_huge.any():  # which has one accessed bit
             huge = np.arange(memory.chunks) // (REGION_BYTES // self._chunk_bytes)
             is_touched |= memory.is_huge & np.isin(huge, huge[is_touched & memory.is_huge])
@@ -73,9 +71,8 @@ class SimulatedReader:
     def clear(self, ranges: Sequence[tuple[int, int]] | None = None) -> Cleared:
         """Begin a new interval; see the protocol."""
         memory = self._reach().memory
-        self._widen(memory.chunks)
         inside = self._within(memory.chunks, ranges)
-        self._cleared_at_s[: memory.chunks][inside] = self._now_s()
+        memory.cleared_at_s[inside] = self._now_s()
         return Cleared(
             method="simulated",
             cleared_bytes=int(inside.sum()) * self._chunk_bytes,
@@ -91,11 +88,6 @@ class SimulatedReader:
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""
-
-    def _widen(self, chunks: int) -> None:
-        more = chunks - len(self._cleared_at_s)
-        if more > 0:
-            self._cleared_at_s = np.concatenate([self._cleared_at_s, np.full(more, -1.0)])
 
     def _within(
         self, chunks: int, ranges: Sequence[tuple[int, int]] | None

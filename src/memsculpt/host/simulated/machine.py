@@ -193,12 +193,12 @@ class Machine:
         self._book(region, resident, **({"file": -1} if region.is_file else {"anon": -1}))
         self._book(region, swapped, swapped=-1)
 
-    def reclaim(self, node: Node, wanted: int) -> tuple[int, int]:
+    def reclaim(self, node: Node, wanted: int, *, only_cache: bool = False) -> tuple[int, int]:
         """Take up to `wanted` chunks from a cgroup's subtree; return how many left, and how many were in use."""
         victims = choose_victims(
             self.regions(),
             wanted,
-            swap_room=self.swap_free_chunks,
+            swap_room=0 if only_cache else self.swap_free_chunks,
             now_s=self.now_s,
             numbers=self._reclaimable_numbers(node),
             rules=self.rules,

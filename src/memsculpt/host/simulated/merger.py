@@ -69,7 +69,7 @@ class SimulatedMerger:
         is_offered: bool = False,
     ) -> None:
         """Let a process hold pages, or others than before: what changed is not merged any more."""
-        self._catch_up()
+        self._scan_on()
         new = np.fromiter(contents, np.int64)
         before = self._held.get(process)
         held = Held(process=process, name=name, uid=uid, vm=vm, contents=new, is_offered=False)
@@ -82,9 +82,13 @@ class SimulatedMerger:
         self._held[process] = held
         self._offer(held, is_offered=is_offered)
 
+    def begin_scarcity(self, available_bytes: int) -> None:
+        """Say how much memory is left from now on to take merged pages apart."""
+        self._available_bytes = available_bytes
+
     def let_go(self, process: Instance) -> None:
         """End a process's part in it."""
-        self._catch_up()
+        self._scan_on()
         held = self._held.pop(process)
         self._offer(held, is_offered=False)
 
@@ -92,7 +96,7 @@ class SimulatedMerger:
 
     def merging(self) -> Merging:
         """Return what KSM does now."""
-        self._catch_up()
+        self._scan_on()
         shared, users = self._shared()
         return Merging(
             run=int(self._ksm["run"]),
@@ -109,7 +113,7 @@ class SimulatedMerger:
 
     def offerers(self) -> tuple[Offerer, ...]:
         """Return who has offered memory, or has merged pages."""
-        self._catch_up()
+        self._scan_on()
         many = self._numbers_of_many()
         return tuple(
             Offerer(
@@ -152,7 +156,7 @@ class SimulatedMerger:
 
     def write_ksm(self, name: str, text: str) -> str:
         """Write a setting; `run` 2 takes everything apart."""
-        self._catch_up()
+        self._scan_on()
         self.read_ksm(name)
         self._ksm[name] = text.strip()
         if name == "run" and text.strip() == "2":
@@ -166,7 +170,7 @@ class SimulatedMerger:
 
     def offer(self, vm: VmId, *, to_ksm: bool) -> bool:
         """Offer a guest's RAM, or take it back."""
-        self._catch_up()
+        self._scan_on()
         held = self._of_vm(vm)
         self._offer(held, is_offered=to_ksm)
         return held.is_offered
@@ -199,7 +203,7 @@ class SimulatedMerger:
             held.is_seen[:], held.is_merged[:] = False, False
         held.is_offered = is_offered
 
-    def _catch_up(self) -> None:
+    def _scan_on(self) -> None:
         now_s = self.now_s()
         passed_s, self._scanned_until_s = now_s - self._scanned_until_s, now_s
         if self._ksm["run"] != "1" or not self._queue:

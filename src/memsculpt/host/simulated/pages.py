@@ -19,6 +19,7 @@ class Region:
     """The private memory of one process, or one file in the page cache: columns by chunk."""
 
     __slots__ = (
+        "cleared_at_s",
         "homes",
         "is_file",
         "is_huge",
@@ -35,6 +36,7 @@ class Region:
         self.state = np.zeros(chunks, dtype=np.int8)
         self.is_huge = np.zeros(chunks, dtype=np.bool_)  # whole regions of 2 MiB only
         self.touched_at_s = np.zeros(chunks, dtype=np.float64)
+        self.cleared_at_s = np.full(chunks, -1.0)  # when accessed bits were cleared, by whoever it was
         self.left_order = np.zeros(chunks, dtype=np.int64)  # counts evictions of the whole host; larger left later
         self.owner = np.full(chunks, home, dtype=np.int32)  # number of the cgroup that is charged for the chunk
         self.homes = {home}  # the owners that occur: one, unless the process was moved
@@ -59,6 +61,7 @@ class Region:
         self.state = np.concatenate([self.state, np.zeros(more, dtype=np.int8)])
         self.is_huge = np.concatenate([self.is_huge, np.zeros(more, dtype=np.bool_)])
         self.touched_at_s = np.concatenate([self.touched_at_s, np.zeros(more)])
+        self.cleared_at_s = np.concatenate([self.cleared_at_s, np.full(more, -1.0)])
         self.left_order = np.concatenate([self.left_order, np.zeros(more, dtype=np.int64)])
         self.owner = np.concatenate([self.owner, np.full(more, home, dtype=np.int32)])
 

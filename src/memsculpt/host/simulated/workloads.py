@@ -219,6 +219,27 @@ class Cycle(Program):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turns(Program):
+    """Loads several sets once, then works on one after the other, with a pause after each turn.
+
+    A turn that is late delays the next one only when it runs into it. `order` names the sets in their order.
+    """
+
+    set_bytes: int
+    order: tuple[int, ...] = (0, 1)
+    slot_s: float = 8.0  # from one turn's begin to the next
+    work_s: float = 2.0  # time that a turn takes when nothing stalls
+    touch_hz: float = 16.0
+    base_bytes: int = 8 * MIB  # touched in every turn
+    load_s: float = 20.0  # in which all of it is loaded
+    jitter_s: float = 0.0  # each turn begins later by up to so much
+
+    def start(self, now_s: float, chunk_bytes: int, rng: np.random.Generator) -> Life:
+        """Begin by loading."""
+        return _InTurn(self, now_s, chunk_bytes, rng)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheReader(Program):
     """Reads a file from end to end, again and again; its memory is nearly all page cache."""
 
@@ -318,6 +339,56 @@ class _Phased(_Lives):
 
     def _jittered(self) -> float:
         return self._due_s + float(self._rng.uniform(0.0, self._job.jitter_s))
+
+
+class _InTurn(_Lives):
+    """A program that sleeps between turns of a fixed amount of work on one of its sets."""
+
+    file_chunks = 0
+
+    def __init__(self, program: Turns, now_s: float, chunk_bytes: int, rng: np.random.Generator) -> None:
+        self._program, self._rng = program, rng
+        self._base = _chunks(program.base_bytes, chunk_bytes)
+        self._each = _chunks(program.set_bytes, chunk_bytes)
+        self._chunks = self._base + self._each * (max(program.order) + 1)
+        self._rates = _Rates(
+            np.full(self._base + self._each, program.touch_hz), np.random.default_rng(rng.integers(1 << 63))
+        )
+        self._turn = 0
+        self._loads_from_s = now_s
+        self._due_s = self._onset_s = now_s + program.load_s
+        self._began_at_s: float | None = None
+        self._left_s = 0.0
+        self._wanted = (0.0, 0.0)
+
+    def demand(self, now_s: float, step_s: float) -> Demand | None:
+        from_s = now_s
+        share = (now_s + step_s - self._loads_from_s) / self._program.load_s
+        if share <= 1.0:
+            return Demand(step_s, int(share * self._chunks), NO_CHUNKS)
+        if self._began_at_s is None:
+            if self._onset_s >= now_s + step_s:
+                return None
+            from_s = max(self._onset_s, now_s)
+            self._began_at_s, self._left_s = from_s, self._program.work_s
+        run_s = min(now_s + step_s - from_s, self._left_s)
+        self._wanted = (from_s, run_s)
+        touched = self._rates.sample(run_s, self._base + self._each)
+        order = self._program.order
+        place = order[self._turn % len(order)] * self._each
+        return Demand(run_s, self._chunks, np.where(touched < self._base, touched, touched + place))
+
+    def progress(self, done_ratio: float) -> Phase | None:
+        from_s, run_s = self._wanted
+        self._left_s -= done_ratio * run_s
+        if self._began_at_s is None or self._left_s > 1e-4:
+            return None
+        finished = Phase(self._began_at_s, from_s + run_s - self._began_at_s)
+        self._began_at_s = None
+        self._turn += 1
+        self._due_s += self._program.slot_s
+        self._onset_s = self._due_s + float(self._rng.uniform(0.0, self._program.jitter_s))
+        return finished
 
 
 class _Reading(_Lives):
