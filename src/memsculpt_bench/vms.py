@@ -52,7 +52,7 @@ class Scenario:
     base_bytes: int = 40 * MIB
     peak_bytes: int = 300 * MIB
     period_s: float = 30.0
-    day_s: float = 8.0  # ramp and all; the rest of a guest's part of the period lies between days
+    day_s: float = 7.0  # ramp and all; the rest of a guest's part of the period lies between days
     ramp_s: float = 3.0
     warm_periods: int = 4
     periods: int = 2
