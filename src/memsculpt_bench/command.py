@@ -63,6 +63,11 @@ BENCHES = {
         line="how much of an idle guest's memory leaves, on which backing, and whether it sees its bytes again",
         module="vm_pool",
     ),
+    "vms": Bench(
+        line="VMs whose days come one after the other, in less memory than their days need together: four ways",
+        module="vms_rounds",
+        options=("keep", "stop_after"),
+    ),
     "planning": Bench(line="how long it takes to divide memory among 10,000 partitions", module="planning"),
 }
 
@@ -90,8 +95,12 @@ def add_command(subparsers: Subparsers) -> None:
         "--merge", type=Path, nargs="+", default=None, help="phases: run nothing, put these --json results together"
     )
     parser.add_argument("--html", type=Path, default=None, help="write a self-contained page with plots")
-    parser.add_argument("--keep", type=Path, default=None, help="build: write each run to this file, or go on from it")
-    parser.add_argument("--stop-after", type=_count, default=None, help="build: begin no run after so many seconds")
+    parser.add_argument(
+        "--keep", type=Path, default=None, help="build, vms: write each run to this file, or go on from it"
+    )
+    parser.add_argument(
+        "--stop-after", type=_count, default=None, help="build, vms: begin no run after so many seconds"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
