@@ -121,13 +121,13 @@ class Guests:
         if guest is None or guest.ram is None:
             return None
         ram = guest.ram
-        cannot = [ram.why_not_moved, ram.why_not_gathered]
+        cannot = {"leave or come back": ram.why_not_moved, "be gathered in huge pages": ram.why_not_gathered}
         return GuestPool(
             vm=guest.reading.id,
             name=guest.reading.name,
             backing=ram.backing,
             state=guest.reading.state,
-            cannot=tuple(dict.fromkeys(one for one in cannot if one)),
+            cannot=tuple(f"{what}: {why}" for what, why in cannot.items() if why),
             zones=() if blocks is None else _zones_of(blocks, ram),
         )
 

@@ -252,12 +252,19 @@ class Sculpting:
         Raises UsageError (no such pool, type or size; nothing is moved), and what the host raises: Vanished,
         Unavailable, Transient.
         """
+        self._guests.follow(observation)  # one may have been paused, or begun to migrate
         try:
             check_request(request)
             known = self._find(pool)
         except UsageError as error:
             log.warning("not sculpted: %s", error)
             raise
+        told = self._sculpted(known, request, observation, may_act=may_act)
+        return replace(told, guest=self._guests.told(known.process, known.blocks))
+
+    def _sculpted(
+        self, known: _Known, request: SculptRequest, observation: Observation, *, may_act: bool
+    ) -> SculptStats:
         begin_s = time.thread_time()
         refusal = self._refusal(known, request, observation)
         choice: plan.PrefetchChoice | None = None

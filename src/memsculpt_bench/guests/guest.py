@@ -58,7 +58,16 @@ class Machine:
         return [
             *("setpriv", "--pdeathsig", "KILL"),  # even a killed test session leaves no QEMU behind
             *(QEMU, "-accel", "tcg,thread=multi", "-nodefaults", "-no-reboot", "-display", "none"),
-            *("-cpu", "max,la57=off", "-smp", str(self.cpus), "-machine", "q35", "-m", f"{self.memory_bytes >> 20}M"),
+            *(
+                "-cpu",
+                "max,la57=off",
+                "-smp",
+                str(self.cpus),
+                "-machine",
+                "q35,mem-merge=off",
+                "-m",
+                f"{self.memory_bytes >> 20}M",
+            ),
             *("-kernel", str(self.kernel_image), "-initrd", str(self.initramfs), "-append", append),
             *("-serial", f"file:{folder / 'console.log'}", "-device", "virtio-serial-pci"),
             *("-chardev", f"socket,id=shell,fd={shell_fd},server=off"),

@@ -67,6 +67,7 @@ class SmallMachine:
     state: Path | None = None
     # An open end of a socket pair: a monitor that listens could be taken by whoever looks for VMs on this machine.
     monitor_fd: int = -1
+    listens: bool = False  # a second monitor, in a socket `agent` of the guest's folder, for memsculpt to find
 
     def command(self, folder: Path, shell_fd: int) -> list[str]:
         backend = BACKINGS[self.backing].format(size=self.memory_bytes, file=ram_file(folder))
@@ -84,6 +85,7 @@ class SmallMachine:
             *("-chardev", f"socket,id=shell,fd={shell_fd},server=off"),
             *("-device", f"virtserialport,chardev=shell,name={image.SHELL_PORT}"),
             *("-device", "virtio-balloon-pci,id=balloon0", *incoming),
+            *(("-qmp", f"unix:{folder / 'agent'},server=on,wait=off") if self.listens else ()),
         ]
 
 

@@ -283,12 +283,8 @@ class VmView(msgspec.Struct, kw_only=True):
     sent_bytes: int | None
     dirtied_bytes_per_s: float | None  # null: not measured
     problem: str
-
-
-class VmsView(msgspec.Struct, kw_only=True):
-    """All virtual machines."""
-
-    vms: list[VmView]
+    need_bytes: int | None = None  # of guest memory, as it is forecast; null: the guest does not tell
+    overhead_bytes: int | None = None  # QEMU's own
 
 
 class OvercommitView(msgspec.Struct, kw_only=True):
@@ -301,6 +297,13 @@ class OvercommitView(msgspec.Struct, kw_only=True):
     horizon_s: float
     together_ratio: float  # chance within the horizon, if they peak together
     apart_ratio: float  # the same, if each peaks for itself
+
+
+class VmsView(msgspec.Struct, kw_only=True):
+    """All virtual machines."""
+
+    vms: list[VmView]
+    overcommit: OvercommitView | None = None  # None: no partition holds a VM
 
 
 class StatusView(msgspec.Struct, kw_only=True):
@@ -448,6 +451,25 @@ class PrefetchView(msgspec.Struct, kw_only=True):
     timeliness: float | None  # of what came for a phase, the share that was there before it began
 
 
+class GuestZoneView(msgspec.Struct, kw_only=True):
+    """Guest-physical addresses [start, end) of one zone."""
+
+    start: int
+    end: int
+    zone: str  # "hot", "cold" or "prefetch"
+
+
+class GuestPoolView(msgspec.Struct, kw_only=True):
+    """Of a pool that is a VM's RAM, whose it is and what cannot be done with it."""
+
+    id: str  # the VM's UUID, or "name:NAME"
+    name: str
+    backing: str
+    state: str
+    cannot: list[str]
+    zones: list[GuestZoneView]  # where the zones lie for the guest: of an answer to a sculpt
+
+
 class PoolView(msgspec.Struct, kw_only=True):
     """A pool, and what its sculpting came to. Sums are over its life, "before" and "after" are of the last sculpt."""
 
@@ -477,10 +499,11 @@ class PoolView(msgspec.Struct, kw_only=True):
     cpu_s: float
     duration_s: float
     problems: dict[str, int]  # bytes that were left as they are, by cause
+    vm: GuestPoolView | None = None  # null: a process's memory
 
 
 class PoolsView(msgspec.Struct, kw_only=True):
-    """Every process of a workload in a partition."""
+    """Every VM, and every other process, of a workload in a partition."""
 
     pools: list[PoolView]
 

@@ -8,13 +8,30 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from memsculpt.domain.pool import HOW_TO_ASK, ColdZone, HotZone, Prefetch, SculptRequest, SculptStats, Zone
+from memsculpt.domain.pool import (
+    HOW_TO_ASK,
+    ColdZone,
+    GuestPool,
+    HotZone,
+    Prefetch,
+    SculptRequest,
+    SculptStats,
+    Zone,
+)
 from memsculpt.domain.report import Report
 from memsculpt.domain.units import parse_duration_s, parse_size_bytes
 from memsculpt.doors import words
 from memsculpt.doors.api.requests import read_body
 from memsculpt.doors.api.resource import Asked, Endpoint, answer
-from memsculpt.doors.api.schema import PoolsView, PoolView, PrefetchView, SculptBody, ZonesView
+from memsculpt.doors.api.schema import (
+    GuestPoolView,
+    GuestZoneView,
+    PoolsView,
+    PoolView,
+    PrefetchView,
+    SculptBody,
+    ZonesView,
+)
 from memsculpt.errors import MemsculptError, UsageError
 
 PLACE = "POST /v1/sculpts"
@@ -99,6 +116,18 @@ def view_pool(stats: SculptStats) -> PoolView:
         cpu_s=stats.cpu_s,
         duration_s=stats.duration_s,
         problems=dict(stats.problems),
+        vm=None if stats.guest is None else _view_guest(stats.guest),
+    )
+
+
+def _view_guest(guest: GuestPool) -> GuestPoolView:
+    return GuestPoolView(
+        id=words.text_of(guest.vm),
+        name=words.text_of(guest.name),
+        backing=guest.backing.value,
+        state=guest.state.value,
+        cannot=list(guest.cannot),
+        zones=[GuestZoneView(start=start, end=end, zone=zone.name.lower()) for start, end, zone in guest.zones],
     )
 
 

@@ -10,6 +10,8 @@ from memsculpt.doors.cli import options
 from memsculpt.doors.cli.command_line import Subparsers
 from memsculpt.errors import UsageError
 
+ZONES_SHOWN = 8
+
 
 def add_command(subparsers: Subparsers) -> None:
     """Add `pool-stats`."""
@@ -20,7 +22,9 @@ def add_command(subparsers: Subparsers) -> None:
         "Show a pool's zones, what was moved, and faults, stalls and huge pages before and after the last sculpt.",
         "memsculpt pool-stats system.slice/redis.service --json",
     )
-    parser.add_argument("pool", metavar="POOL", help="its name, as `pools` shows it")
+    parser.add_argument(
+        "pool", metavar="POOL", help="its name, as `pools` shows it; of a VM also its name alone, or its UUID"
+    )
     options.add_agent(parser)
     parser.set_defaults(run=run)
 
@@ -28,7 +32,7 @@ def add_command(subparsers: Subparsers) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Ask and print."""
     pools = options.client_of(parsed).get("/v1/pools")["pools"]
-    found = next((one for one in pools if one["pool"] == parsed.pool), None)
+    found = next((one for one in pools if parsed.pool in names_of(one)), None)
     if found is None:
         known = ", ".join(words.printable(one["pool"]) for one in pools) or "none"
         raise UsageError(
@@ -38,6 +42,12 @@ def run(parsed: argparse.Namespace) -> int:
         )
     options.show(found, in_words, as_json=parsed.json)
     return 0
+
+
+def names_of(told: dict[str, Any]) -> set[str]:
+    """Return what a pool may be called: of a VM also its name and its UUID."""
+    vm = told["vm"]
+    return {told["pool"]} | ({vm["name"], vm["id"]} if vm is not None else set())
 
 
 def in_words(told: dict[str, Any]) -> str:
@@ -60,12 +70,27 @@ def in_words(told: dict[str, Any]) -> str:
         "",
         f"in all: {sums}; {format_duration_s(told['cpu_s'])} of the agent's processor time",
     ]
+    if told["vm"] is not None:
+        lines[1:1] = [guest_in_words(told["vm"])]
     prefetch = told["prefetch"]
     if prefetch["precision"] is not None:
         lines.append(f"prefetch: recall {_share(prefetch['recall'])}, precision {_share(prefetch['precision'])}")
         if prefetch["timeliness"] is not None:
             lines[-1] += f", there in time {_share(prefetch['timeliness'])}"
     lines += [f"left: {format_bytes(size)} {cause}" for cause, size in told["problems"].items()]
+    return "\n".join(lines)
+
+
+def guest_in_words(vm: dict[str, Any]) -> str:
+    """Return what a VM's pool is, and what cannot be done with it."""
+    lines = [f"VM {words.printable(vm['name'])} ({words.printable(vm['id'])}), {vm['state']}, {vm['backing']} memory"]
+    lines += [f"it cannot {why}" for why in vm["cannot"]]
+    for zone in ("hot", "cold", "prefetch"):
+        parts = [one for one in vm["zones"] if one["zone"] == zone]
+        if parts:
+            shown = ", ".join(f"{one['start']:#x}-{one['end']:#x}" for one in parts[:ZONES_SHOWN])
+            more = f" and {len(parts) - ZONES_SHOWN} more" if len(parts) > ZONES_SHOWN else ""
+            lines.append(f"{zone} for the guest: {shown}{more}")
     return "\n".join(lines)
 
 

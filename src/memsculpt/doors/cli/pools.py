@@ -18,7 +18,8 @@ def add_command(subparsers: Subparsers) -> None:
         subparsers,
         "pools",
         "what may be sculpted, and its zones",
-        "Show the pools: the processes of workloads in a partition, what lies in each zone, and the last verdict.",
+        "Show the pools: the VMs and other processes of workloads in a partition, what lies in each zone, and the last "
+        "verdict.",
         "memsculpt pools",
     )
     options.add_agent(parser)
@@ -45,4 +46,10 @@ def _words(told: dict[str, Any]) -> str:
         )
         for one in told["pools"]
     ]
-    return words.table(heads, rows, left=1, paint=words.paints())
+    notes = [
+        f"{words.printable(one['pool'])} ({one['vm']['backing']} memory) cannot {why}"
+        for one in told["pools"]
+        if one["vm"] is not None
+        for why in one["vm"]["cannot"]
+    ]
+    return "\n".join([words.table(heads, rows, left=1, paint=words.paints()), *notes])

@@ -23,7 +23,9 @@ def add_command(subparsers: Subparsers) -> None:
         "is left; the answer says why. An agent that only observes says what it would do.",
         "memsculpt sculpt system.slice/redis.service cold --size 256MiB",
     )
-    parser.add_argument("pool", metavar="POOL", help="its name, as `pools` shows it")
+    parser.add_argument(
+        "pool", metavar="POOL", help="its name, as `pools` shows it; of a VM also its name alone, or its UUID"
+    )
     parser.add_argument("zone", choices=("hot", "cold", "prefetch"), help="what for")
     parser.add_argument(
         "--size",

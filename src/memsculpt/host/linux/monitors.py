@@ -33,6 +33,7 @@ RECEIVED_MOST_BYTES_PER_S = 16 << 20
 RECEIVE_BYTES = 64 << 10  # of one peer in one turn, so that a flood delays nobody
 NETWORK_EVERY_S = 5.0
 FAREWELL_MOST_S = 1.0
+BALLOON_STEP_BYTES = 2 << 20  # guests move in steps of 1 MiB
 DEAD = "the thread that asks monitors has ended by an error (fix: restart the agent, and report what it printed)"
 
 
@@ -107,10 +108,16 @@ class Monitors:
         interval_s: float,
         dirty_every_s: float = 0.0,
         proc: str = "/proc",
+        on_foreign_balloon: Callable[[], None] | None = None,
         now_s: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        """Start the thread. `timeout_s` is for one answer, `interval_s` between two looks at a VM."""
+        """Start the thread. `timeout_s` is for one answer, `interval_s` between two looks at a VM.
+
+        `on_foreign_balloon` is called from the thread when a balloon is told to be where nobody here has asked it to.
+        """
+        self._on_foreign_balloon = on_foreign_balloon
+        self._expected: dict[Instance, tuple[int, int]] = {}  # where balloons may be by our own doing
         self._timeout_s, self._interval_s, self._dirty_every_s = timeout_s, interval_s, dirty_every_s
         self._proc, self._now_s, self._wall_s = proc, now_s, wall_s
         self._lock = threading.Lock()
@@ -164,6 +171,12 @@ class Monitors:
                 problem=f"no answer within {self._timeout_s:g} s",
                 retry_in_s=PAUSE_FIRST_S,
             ) from error
+
+    def expect_balloon(self, process: Instance, from_bytes: int, to_bytes: int) -> None:
+        """Take note that a balloon is being asked to move: what lies between is no news."""
+        with self._lock:
+            low, high = min(from_bytes, to_bytes), max(from_bytes, to_bytes)
+            self._expected[process] = (low - BALLOON_STEP_BYTES, high + BALLOON_STEP_BYTES)
 
     def close(self) -> None:
         """Put back what was changed in the VMs, as far as they answer at once, and end the thread; twice is as once."""
@@ -317,12 +330,25 @@ class Monitors:
             return
         for event in link.session.events:
             link.asking.hear(event)
+            if event.name == "BALLOON_CHANGE":
+                self._hear_balloon(link)
         link.session.events.clear()
         if link.session.stage is not before:
             self._wait(link, "no answer to the negotiation", now_s)
         if link.session.stage is Stage.READY and link.session.is_answered and link.waits_for:
             self._take_answers(link, now_s)
         self._advance(link, now_s)
+
+    def _hear_balloon(self, link: _Link) -> None:
+        """Publish where a balloon is at once, and tell who is to know when that is not our doing."""
+        process, actual = link.target.process, link.asking.facts.balloon_bytes
+        with self._lock:
+            told, expected = self._told.get(process), self._expected.get(process)
+            if told is not None:
+                self._told[process] = replace(told, facts=copy_of(link.asking.facts))
+        is_ours = expected is not None and actual is not None and expected[0] <= actual <= expected[1]
+        if not is_ours and self._on_foreign_balloon is not None:
+            self._on_foreign_balloon()
 
     def _floods(self, link: _Link, received_bytes: int, now_s: float) -> bool:
         if now_s - link.window_s >= 1.0:

@@ -54,12 +54,20 @@ class VirtualMachines:
         interval_s: float,
         proc: str = "/proc",
         open_monitors: Callable[[], Monitors] | None = None,
+        on_foreign_balloon: Callable[[], None] | None = None,
     ) -> None:
-        """Know no VM yet; `open_monitors` starts what asks them."""
+        """Know no VM yet; `open_monitors` starts what asks them.
+
+        `on_foreign_balloon` is called, from another thread, when a balloon moves that nobody here has asked to.
+        """
         self._settings, self._proc = settings, proc
         self._open_monitors = open_monitors or (
             lambda: Monitors(
-                timeout_s=settings.timeout_s, interval_s=interval_s, dirty_every_s=settings.dirty_every_s, proc=proc
+                timeout_s=settings.timeout_s,
+                interval_s=interval_s,
+                dirty_every_s=settings.dirty_every_s,
+                proc=proc,
+                on_foreign_balloon=on_foreign_balloon,
             )
         )
         self._machines: dict[Instance, Machine] = {}
@@ -100,6 +108,16 @@ class VirtualMachines:
         """Return the process that runs a VM now."""
         running = {reading.id: reading.process for reading in self.readings()}
         return self._machines.get(running[vm]) if vm in running else None
+
+    def expect_balloon(self, process: Instance, from_bytes: int, to_bytes: int) -> None:
+        """Take note that a balloon is being asked to move: what lies between is no news."""
+        if self._monitors is not None:
+            self._monitors.expect_balloon(process, from_bytes, to_bytes)
+
+    @property
+    def timeout_s(self) -> float:
+        """How long one answer of a monitor may take."""
+        return self._settings.timeout_s
 
     @property
     def monitors(self) -> Monitors | None:
