@@ -20,10 +20,12 @@ def list_vms(report: Report) -> list[VmView]:
     if seen is None:
         return []
     partitions = dict(zip(seen.workloads.ids, seen.workloads.partitions, strict=True))
-    return [_view(one, partitions.get(one.workload), report.now_s) for one in seen.vms]
+    groups = () if report.sharing is None else report.sharing.groups
+    saved = {member.vm: member.saved_bytes for group in groups for member in group.members}
+    return [_view(one, partitions.get(one.workload), report.now_s, saved.get(one.id)) for one in seen.vms]
 
 
-def _view(vm: VmReading, partition: str | None, now_s: float) -> VmView:
+def _view(vm: VmReading, partition: str | None, now_s: float, saved_bytes: int | None) -> VmView:
     return VmView(
         uuid=words.text_of(vm.id),
         name=words.text_of(vm.name),
@@ -44,6 +46,7 @@ def _view(vm: VmReading, partition: str | None, now_s: float) -> VmView:
         sent_bytes=vm.sent_bytes,
         dirtied_bytes_per_s=vm.dirtied_bytes_per_s if isfinite(vm.dirtied_bytes_per_s) else None,
         problem=words.text_of(vm.problem),
+        shared_saved_bytes=saved_bytes,
     )
 
 
