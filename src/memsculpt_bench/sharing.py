@@ -237,7 +237,7 @@ def _run_round(number: int, file_bytes: int) -> dict[str, float]:
         report, now = sharing.report, host.merging()
         if report is None or report.forecast is None:
             raise LabUnavailable("merging began without a forecast")
-        reached = now.saved_pages * 4096
+        reached = report.saved_bytes
         pss_saved = sum(pss[name] - pss_bytes(pid) for name, pid in pids.items())
         members = {one.name: one.saved_bytes for one in report.groups[0].members}
         restored = act.restore(host, journal)
@@ -247,6 +247,7 @@ def _run_round(number: int, file_bytes: int) -> dict[str, float]:
             "low_bytes": report.forecast.low_bytes,
             "high_bytes": report.forecast.high_bytes,
             "reached_bytes": float(reached),
+            "kernel_merged_bytes": float(now.saved_pages * 4096),
             "pss_saved_bytes": float(pss_saved),
             **{f"{name}_saved_bytes": float(size) for name, size in members.items()},
             "outside_shared_bytes": max(outside),

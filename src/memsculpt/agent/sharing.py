@@ -57,6 +57,9 @@ class Sharing:
         self._sweeps: dict[str, Sweeping] = {}
         self._gains: dict[str, tuple[frozenset[object], GroupGain, Mapping[VmId, int]]] = {}
         self._is_foreign = False
+        self._zeros_before: dict[VmId, int] = {}  # pages of zeros of each VM when merging began
+        self._zeros: dict[VmId, int] = {}  # and since
+        self._zeros_scan = -1
         self._unavailable = ""
         self.report: SharingReport | None = SharingReport() if settings.vms.trust else None
 
@@ -75,19 +78,27 @@ class Sharing:
             self.report = SharingReport(reason=f"{error.problem}; fix: {error.fix}")
             log.warning("pages are not merged: %s", error)
             return chosen
-        groups = tuple(_with_savings(one, merging, offerers) for one in groups)
+        self._follow_zeros(groups, merging)
+        groups = tuple(_with_savings(one, merging, offerers, self._zeros) for one in groups)
         self._view = plan.SharingView(
-            now_s=now_s, groups=groups, merging=merging, offerers=offerers, is_foreign=self._is_foreign
+            now_s=now_s,
+            groups=groups,
+            merging=merging,
+            offerers=offerers,
+            zeros_pages=sum(self._zeros.values()),
+            is_foreign=self._is_foreign,
         )
         self._state, action, held_back = plan.choose_sharing(self._state, self._view, self._rules)
         reason = "" if held_back is None else plan.explain_reason(held_back)
         if action is not None and action.step is SharingStep.MERGE and (refusal := self._take_seat(action.group)):
             action, reason = None, refusal
+        if action is not None and action.step is SharingStep.MERGE and self._state.phase is Phase.IDLE:
+            self._begin_zeros(action.group, groups)
         self.report = SharingReport(
             phase=self._state.phase,
             group=self._state.group,
             groups=groups,
-            saved_bytes=merging.saved_pages * PAGE_BYTES if self._state.phase is not Phase.IDLE else 0,
+            saved_bytes=plan.saved_pages(self._view) * PAGE_BYTES if self._state.phase is not Phase.IDLE else 0,
             forecast=self._state.forecast,
             cpu_ratio=self._state.cpu_ratio,
             reason=reason or (plan.explain_reason(action.reason) if action is not None else self.report_reason()),
@@ -116,6 +127,8 @@ class Sharing:
             if one.problem and self.report is not None:
                 self.report = replace(self.report, reason=one.problem)
             if self._state.phase is Phase.IDLE:
+                self._zeros.clear()
+                self._zeros_before.clear()
                 self._leave()
                 self._gains.pop(one.action.group, None)
 
@@ -193,6 +206,32 @@ class Sharing:
             del self._sweeps[name]
         return gain, sweep.mergeable_pages, sweep.looked_ratio
 
+    def _begin_zeros(self, group: str, groups: Sequence[Group]) -> None:
+        """Count the pages of zeros that a group has before it is merged."""
+        self._zeros_before = self._count_zeros(group, groups)
+        self._zeros, self._zeros_scan = {}, -1
+
+    def _follow_zeros(self, groups: Sequence[Group], merging: Merging) -> None:
+        """Count them again once for each full scan: what has come since is saved."""
+        if self._state.phase is Phase.IDLE or merging.full_scans == self._zeros_scan:
+            return
+        self._zeros_scan = merging.full_scans
+        now = self._count_zeros(self._state.group, groups)
+        self._zeros = {vm: max(0, count - self._zeros_before.get(vm, count)) for vm, count in now.items()}
+
+    def _count_zeros(self, name: str, groups: Sequence[Group]) -> dict[VmId, int]:
+        found: dict[VmId, int] = {}
+        for member in (one for group in groups if group.name == name for one in group.members):
+            known = self._rams.get(member.vm)
+            if known is None or not member.is_private:
+                continue
+            ranges = np.array(known[1].host_ranges(), np.int64).reshape(-1, 2)
+            try:
+                found[member.vm] = self._host.zero_pages(member.process, ranges)
+            except Vanished:  # its row drops out with the next observation
+                continue
+        return found
+
     def _take_seat(self, group: str) -> str:
         return "" if self._seat is None else self._seat.take(group)
 
@@ -205,7 +244,7 @@ def _is_in(trust: TrustGroup, reading: VmReading) -> bool:
     return any(fnmatchcase(reading.name, glob) for glob in trust.vms)
 
 
-def _with_savings(group: Group, merging: Merging, offerers: Sequence[Offerer]) -> Group:
+def _with_savings(group: Group, merging: Merging, offerers: Sequence[Offerer], given_up: Mapping[VmId, int]) -> Group:
     """Return the group with each VM's part of what is saved, by its uses of merged pages."""
     uses = {one.process: one.merging_pages for one in offerers}
     zeros = {one.process: one.zero_pages for one in offerers}
@@ -214,7 +253,11 @@ def _with_savings(group: Group, merging: Merging, offerers: Sequence[Offerer]) -
     return replace(
         group,
         members=tuple(
-            replace(one, saved_bytes=int(uses.get(one.process, 0) * part + zeros.get(one.process, 0)) * PAGE_BYTES)
+            replace(
+                one,
+                saved_bytes=int(uses.get(one.process, 0) * part + zeros.get(one.process, 0) + given_up.get(one.vm, 0))
+                * PAGE_BYTES,
+            )
             for one in group.members
         ),
     )

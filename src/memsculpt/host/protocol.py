@@ -410,6 +410,14 @@ class Merger(Protocol):
         """Return which pages of `ranges` could be merged, as runs, shape (n, 2): private, anonymous, in memory."""
         ...
 
+    def zero_pages(self, process: Instance, ranges: Int64) -> int:
+        """Return how many pages of `ranges` the kernel's own page of zeros stands for, which takes no memory.
+
+        Huge pages that KSM splits give up their pages of zeros to it (Linux 6.12), beside what is counted as merged.
+        Raises Vanished.
+        """
+        ...
+
     def page_contents(self, process: Instance, wanted: Int64) -> PageContents:
         """Return what pages hold, of the runs `wanted`; what is not in memory is left out and not brought in.
 

@@ -27,7 +27,7 @@ from memsculpt.plan.sculpt import (
     weigh_cold,
 )
 from memsculpt.plan.sculpt import joined as joined_ranges
-from memsculpt.plan.sharing import SharingRules, SharingState, SharingView, after_sharing, choose_sharing
+from memsculpt.plan.sharing import SharingRules, SharingState, SharingView, after_sharing, choose_sharing, saved_pages
 from memsculpt.plan.situation import room_below_limit_bytes
 from memsculpt.plan.state import Balloon, PlannerState
 
@@ -64,6 +64,7 @@ __all__ = [
     "overcommit_of",
     "ranges_of_rows",
     "room_below_limit_bytes",
+    "saved_pages",
     "weigh_cold",
     "what_is_coming",
 ]

@@ -57,6 +57,7 @@ class SharingView:
     groups: tuple[Group, ...]
     merging: Merging
     offerers: tuple[Offerer, ...]
+    zeros_pages: int = 0  # that became the kernel's own page of zeros since merging began: saved, too
     is_foreign: bool = False  # somebody else has changed KSM's settings since
 
 
@@ -88,7 +89,7 @@ def choose_sharing(
     state = _measured(state, now)
     action, held_back = _begin(state, now, rules) if state.phase is Phase.IDLE else _go_on(state, now, rules)
     if action is None and state.phase is not Phase.IDLE and now.merging.full_scans > state.scans_seen:
-        state = replace(state, scans_seen=now.merging.full_scans, saved_at_scan=now.merging.saved_pages)
+        state = replace(state, scans_seen=now.merging.full_scans, saved_at_scan=saved_pages(now))
     return replace(state, before=now.merging, before_s=now.now_s), action, held_back
 
 
@@ -112,7 +113,7 @@ def after_sharing(
                 offered=frozenset(action.vms),
                 scans_at_begin=now.merging.full_scans if begins else state.scans_at_begin,
                 scans_seen=now.merging.full_scans,
-                saved_at_scan=now.merging.saved_pages,
+                saved_at_scan=saved_pages(now),
             )
         case SharingStep.PAUSE if is_done:
             return replace(state, phase=Phase.PAUSED, since_s=now.now_s)
@@ -130,9 +131,9 @@ def after_sharing(
             return state
 
 
-def saved_bytes(now: Merging) -> int:
-    """Return what merging saves, less nothing of what it costs."""
-    return now.saved_pages * PAGE_BYTES
+def saved_pages(now: SharingView) -> int:
+    """Return what merging saves: merged pages, and those of zeros."""
+    return now.merging.saved_pages + now.zeros_pages
 
 
 def scan_rate(group: Group, cpu_ratio: float, page_cost_s: float, rules: SharingRules, *, kept: bool) -> ScanRate:
@@ -241,7 +242,7 @@ def _go_on(state: SharingState, now: SharingView, rules: SharingRules) -> tuple[
     scans = now.merging.full_scans
     if scans == state.scans_seen or scans - state.scans_at_begin < rules.settle_scans:
         return None, None
-    saved, before = now.merging.saved_pages, state.saved_at_scan
+    saved, before = saved_pages(now), state.saved_at_scan
     grows = saved - before > rules.settled_ratio * max(saved, 1)
     figures = {"saved_bytes": float(saved * PAGE_BYTES), "cpu_ratio": state.cpu_ratio}
     if not grows and saved * PAGE_BYTES < (least := least_bytes(group, rules)):

@@ -285,6 +285,7 @@ class VmView(msgspec.Struct, kw_only=True):
     problem: str
     need_bytes: int | None = None  # of guest memory, as it is forecast; null: the guest does not tell
     overhead_bytes: int | None = None  # QEMU's own
+    shared_saved_bytes: int | None = None  # its part of what merging saves in its trust group; null: it is in none
 
 
 class OvercommitView(msgspec.Struct, kw_only=True):
@@ -304,6 +305,31 @@ class VmsView(msgspec.Struct, kw_only=True):
 
     vms: list[VmView]
     overcommit: OvercommitView | None = None  # None: no partition holds a VM
+
+
+class TrustGroupView(msgspec.Struct, kw_only=True):
+    """A trust group: what merging identical pages of its VMs would save, by the last look through their memory."""
+
+    name: str
+    vms: list[str]
+    gain_bytes: float | None  # null: not looked through yet
+    gain_low_bytes: float | None
+    gain_high_bytes: float | None
+    looked_ratio: float  # how far the look is
+
+
+class SharingView(msgspec.Struct, kw_only=True):
+    """Identical pages: of which trust group they are merged, and why not of another."""
+
+    phase: str  # "idle", "merging", "kept", "paused"
+    group: str | None
+    saved_bytes: int
+    forecast_bytes: float | None  # what merging was to save when it began
+    forecast_low_bytes: float | None
+    forecast_high_bytes: float | None
+    cpu_ratio: float  # of one processor, that the kernel's merging takes
+    reason: str
+    groups: list[TrustGroupView]
 
 
 class StatusView(msgspec.Struct, kw_only=True):
@@ -326,6 +352,7 @@ class StatusView(msgspec.Struct, kw_only=True):
     last_problem: str
     growth: SamplingView | None = None  # None: no partition is critical, or sensing is off
     vms: list[VmView] = []
+    sharing: SharingView | None = None  # None: no trust group is configured
     overcommit: OvercommitView | None = None  # None: no partition holds a VM
 
 

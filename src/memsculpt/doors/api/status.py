@@ -15,6 +15,7 @@ from memsculpt.doors.api.schema import (
     ScoresView,
     StatusView,
 )
+from memsculpt.doors.api.sharing import view_sharing
 from memsculpt.doors.api.vms import list_vms, view_overcommit
 from memsculpt.doors.api.workloads import list_workloads
 
@@ -42,6 +43,7 @@ def view_status(report: Report) -> StatusView:
         last_problem=words.text_of(report.last_problem),
         growth=_view_sampling(report),
         vms=list_vms(report),
+        sharing=view_sharing(report),
         overcommit=view_overcommit(report),
     )
 

@@ -44,10 +44,17 @@ def list_vms(report: Report) -> list[VmView]:
         return []
     partitions = dict(zip(seen.workloads.ids, seen.workloads.partitions, strict=True))
     demands: Mapping[WorkloadId, GuestDemand] = {} if report.profiles is None else report.profiles.guests
-    return [_view(one, partitions.get(one.workload), demands.get(one.workload), report.now_s) for one in seen.vms]
+    groups = () if report.sharing is None else report.sharing.groups
+    saved = {member.vm: member.saved_bytes for group in groups for member in group.members}
+    return [
+        _view(one, partitions.get(one.workload), demands.get(one.workload), report.now_s, saved.get(one.id))
+        for one in seen.vms
+    ]
 
 
-def _view(vm: VmReading, partition: str | None, demand: GuestDemand | None, now_s: float) -> VmView:
+def _view(
+    vm: VmReading, partition: str | None, demand: GuestDemand | None, now_s: float, saved_bytes: int | None
+) -> VmView:
     return VmView(
         uuid=words.text_of(vm.id),
         name=words.text_of(vm.name),
@@ -70,6 +77,7 @@ def _view(vm: VmReading, partition: str | None, demand: GuestDemand | None, now_
         problem=words.text_of(vm.problem),
         need_bytes=None if demand is None else demand.need_bytes,
         overhead_bytes=None if demand is None else demand.overhead_bytes,
+        shared_saved_bytes=saved_bytes,
     )
 
 

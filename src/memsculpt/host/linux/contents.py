@@ -59,6 +59,29 @@ def anonymous_runs(descriptor: int, ranges: list[tuple[int, int]]) -> Int64:
     return runs.joined(parts)
 
 
+def count_zero_pages(descriptor: int, ranges: list[tuple[int, int]]) -> int:
+    """Return how many pages of the ranges the kernel's page of zeros stands for; 0 on kernels that do not tell.
+
+    Since Linux 6.12 a huge page that is split gives up its pages of zeros so (mm/huge_memory.c), and KSM
+    splits what it merges from: memory that is saved without being counted as merged. Raises OSError.
+    """
+    regions = np.empty((pagemap.REGIONS_MOST, 3), np.uint64)
+    count = 0
+    try:
+        for start, end in ranges:
+            at = start
+            while at < end:
+                words = (pagemap.SCAN_ARGUMENT.size, 0, at, end, 0, regions.ctypes.data, len(regions), 0)
+                argument = bytearray(pagemap.SCAN_ARGUMENT.pack(*words, 0, PAGE_IS_PFNZERO, 0, 0))
+                found = fcntl.ioctl(descriptor, pagemap.PAGEMAP_SCAN, argument)
+                count += int((regions[:found, 1] - regions[:found, 0]).sum()) // PAGE
+                at = int(pagemap.SCAN_ARGUMENT.unpack(argument)[4])
+    except OSError as error:
+        if error.errno not in pagemap.NO_SCAN:
+            raise
+    return count
+
+
 def read_pages(pid: int, wanted: Int64) -> PageContents:
     """Return the pages of the runs; those that went away meanwhile are left out. Raises OSError when all did."""
     addresses = runs.pages_of(wanted, PAGE)

@@ -163,6 +163,10 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
         """Return which pages could be merged."""
         return self._ksm.mergeable_runs(process, ranges)
 
+    def zero_pages(self, process: Instance, ranges: Int64) -> int:
+        """Return how many pages the kernel's page of zeros stands for."""
+        return self._ksm.zero_pages(process, ranges)
+
     def page_contents(self, process: Instance, wanted: Int64) -> PageContents:
         """Return what pages hold."""
         return self._ksm.page_contents(process, wanted)

@@ -96,6 +96,16 @@ class Ksm:
         finally:
             opened.close()
 
+    def zero_pages(self, process: Instance, ranges: Int64) -> int:
+        """Return how many pages the kernel's page of zeros stands for; see the protocol."""
+        opened = OpenedProcess(process, self._proc)
+        try:
+            return contents.count_zero_pages(opened.pagemap, contents.private_ranges(opened.mappings(), ranges))
+        except OSError as error:
+            raise opened.translated(error) from error
+        finally:
+            opened.close()
+
     def page_contents(self, process: Instance, wanted: Int64) -> PageContents:
         """Return what the pages hold; see the protocol. Often called: the process is opened no further than needed."""
         place = f"process {process.pid}"

@@ -134,6 +134,12 @@ class SimulatedMerger:
         del ranges  # of whom it is asked, all is in the ranges
         return np.array([[HELD_FROM, HELD_FROM + len(held.contents) * PAGE_BYTES]], np.int64)
 
+    def zero_pages(self, process: Instance, ranges: Int64) -> int:
+        """Return 0: there are no huge pages to split here."""
+        del ranges
+        self._reach_held(process)
+        return 0
+
     def page_contents(self, process: Instance, wanted: Int64) -> PageContents:
         """Return what pages hold."""
         held = self._reach_held(process)
