@@ -21,7 +21,7 @@ from typing import Any
 
 from memsculpt.agent.sculpting import Sculpting
 from memsculpt.domain.pool import ColdZone, HotZone
-from memsculpt.domain.settings import Mode, PartitionSettings, PlanSettings, Settings
+from memsculpt.domain.settings import Mode, PartitionSettings, PlanSettings, Settings, VmSettings
 from memsculpt.domain.vm import Backing, GuestRam, VmState
 from memsculpt.domain.workload import Match
 from memsculpt.errors import UsageError
@@ -93,7 +93,11 @@ def run(rounds: int = 5, *, quick: bool = False, say: Say | None = None) -> dict
 def _run_arm(machine: SmallMachine, folder: Path, adapt_s: float) -> tuple[dict[str, float], str]:
     partitions = (PartitionSettings(name="lab", match=Match(vm=VM)),)
     settings = Settings(
-        mode=Mode.APPLY, partitions=partitions, plan=PlanSettings(page_out_bytes_per_s=float(2 * ASK_BYTES))
+        mode=Mode.APPLY,
+        partitions=partitions,
+        plan=PlanSettings(page_out_bytes_per_s=float(2 * ASK_BYTES)),
+        # Only this guest's monitor: others on this machine are none of a bench's business.
+        vms=VmSettings(discover=False, sockets=(str(folder / "agent"),)),
     )
     with SmallGuest(machine, folder) as guest:
         ram = guest.ram()
