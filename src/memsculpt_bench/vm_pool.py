@@ -41,6 +41,7 @@ SWAP_BYTES = 2 << 30
 LOOK_S = 1.5
 ASK_BYTES = 64 * MIB
 ADAPT_S, QUICK_ADAPT_S = 45.0, 30.0
+MORE_S, ADAPT_MOST_S = 10.0, 180.0
 HOT_LOOKS = 4
 VM = "memsculpt-lab-pool"
 VM_UUID = "6d656d73-6375-4c70-9400-00000000000a"
@@ -144,16 +145,20 @@ def _is_found(sculpting: Sculpting, host: Host) -> bool:
 
 
 def _cool(sculpting: Sculpting, host: Host, adapt_s: float) -> None:
-    """Look at an idle guest, and ask for what is cold, for so long."""
+    """Look at an idle guest, and ask for what is cold, for so long; longer while there is more (a slow machine)."""
     begin_s = time.monotonic()
-    look_at_s = begin_s
-    while (now_s := time.monotonic()) < begin_s + adapt_s:
+    look_at_s, last_moved_s, moved = begin_s, begin_s, 0
+    while (now_s := time.monotonic()) < begin_s + adapt_s or (
+        now_s < last_moved_s + MORE_S and now_s < begin_s + ADAPT_MOST_S
+    ):
         observation = host.observe()
         if now_s >= look_at_s:
             look_at_s = now_s + LOOK_S
             sculpting.look(observation)
         sculpting.settle(observation, may_act=True)
-        sculpting.sculpt(VM_UUID, ColdZone(size_bytes=ASK_BYTES), observation, may_act=True)
+        stats = sculpting.sculpt(VM_UUID, ColdZone(size_bytes=ASK_BYTES), observation, may_act=True)
+        if stats.paged_out_bytes > moved + ASK_BYTES // 4:
+            last_moved_s, moved = time.monotonic(), stats.paged_out_bytes
         time.sleep(max(0.0, now_s + 0.5 - time.monotonic()))
 
 

@@ -68,8 +68,9 @@ class LinuxHypervisor:
         return machine
 
     def _asked(self, machine: Machine, commands: Sequence[Command]) -> list[Answer]:
-        if self._vms.monitors is None:
+        asker = self._vms.asker_of(machine)
+        if asker is None:
             raise Unavailable(
                 place=f'VM "{machine.name}"', problem="its monitor cannot be asked", fix="see `memsculpt vms`"
             )
-        return self._vms.monitors.ask(machine.process, commands)
+        return asker.ask(machine.process, commands)
