@@ -13,11 +13,10 @@ than two minutes. Arms, interleaved within a round:
 
 *Held* is the peak of what the kernel charges to the job's cgroup (v1 memory.max_usage_in_bytes, v2 memory.peak):
 the processes' memory, page cache, slab. Every arm starts with no page of archive or tree in memory: the archive's are
-dropped, the tree is unpacked anew. The job may not swap, in any arm. Tools and libraries are in memory already, charged
-elsewhere.
+dropped, the tree is unpacked anew, on a fresh file system (build_disk.py). The job may not swap, in any arm. Tools and
+libraries are in memory already, charged elsewhere.
 """
 
-import shutil
 import subprocess
 import tempfile
 import time
@@ -27,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memsculpt_bench import build_source
+from memsculpt_bench import build_disk, build_source
 from memsculpt_bench.isolation import Agent
 from memsculpt_bench.lab import Lab, open_lab
 from memsculpt_bench.senpai import Senpai, SenpaiRule
@@ -76,8 +75,8 @@ def steps(archive: Path, *, is_quick: bool) -> list[tuple[str, list[str]]]:
 def run_arm(arm: Arm, archive: Path, *, is_quick: bool) -> dict[str, Any]:
     """Run the job once under one arm and return the raw measurements; `failed` names the step that did."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="work-", dir=archive.parent)))
-        tree = folder / "tree"
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memsculpt-lab-")))
+        tree = stack.enter_context(build_disk.fresh_disk(archive.parent)) / "tree"
         tree.mkdir()
         build_source.warm_tools(folder)
         build_source.drop_from_cache(archive)
@@ -104,7 +103,7 @@ def run_arm(arm: Arm, archive: Path, *, is_quick: bool) -> dict[str, Any]:
                     failed = f"{name}: exit {process.returncode}: {output.read()[-400:]}"
                     break
         reading = lab.read(JOB)
-        result = {
+        return {
             "arm": arm.name,
             "parameter": arm.described(),
             "failed": failed,
@@ -119,8 +118,6 @@ def run_arm(arm: Arm, archive: Path, *, is_quick: bool) -> dict[str, Any]:
             "samples": samples,
             "agent": agent.measure() if agent else None,
         }
-        shutil.rmtree(tree)
-        return result
 
 
 def _senpai(lab: Lab, arm: Arm) -> Senpai | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from memsculpt_bench import build, build_source, contract
+from memsculpt_bench import build, build_disk, build_source, contract
 from memsculpt_bench.build import MEMSCULPT, MIB, UNLIMITED, Arm
 from memsculpt_bench.contract import Figure
 from memsculpt_bench.lab import LabUnavailable, sweep
@@ -67,6 +67,8 @@ def run(*, rounds: int, quick: bool, say: Say, keep: Path | None = None, stop_af
         say(f"removed {leftover}, left by an earlier bench")
     build_source.install_missing(say)
     archive = build_source.ensure_archive(say)
+    for leftover in build_disk.sweep(archive.parent):
+        say(f"removed {leftover}, left by an earlier bench")
     stop_at_s = None if stop_after is None else time.monotonic() + stop_after
     runs = Runs(archive=archive, is_quick=quick, say=say, keep=keep, stop_at_s=stop_at_s)
     arms: dict[str, list[Result]] = {name: [] for name in ARMS}

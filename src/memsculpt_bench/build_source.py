@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from memsculpt_bench import build_disk
 from memsculpt_bench.guests import debian
 from memsculpt_bench.lab import LabUnavailable
 
@@ -56,7 +57,7 @@ def missing_packages(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
 
 def install_missing(say: Callable[[str], None]) -> None:
     """Install what the job calls and is not there, as root and by apt; else raise LabUnavailable naming it."""
-    packages = missing_packages()
+    packages = sorted({*missing_packages(), *build_disk.missing_packages()})
     if not packages:
         return
     names = " ".join(packages)

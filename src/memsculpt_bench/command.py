@@ -55,9 +55,18 @@ BENCHES = {
         module="build_rounds",
         options=("keep", "stop_after"),
     ),
+    "sharing": Bench(
+        line="identical pages of real guests: what merging was to save and saved, and nothing across trust groups",
+        module="sharing",
+    ),
     "vm-pool": Bench(
         line="how much of an idle guest's memory leaves, on which backing, and whether it sees its bytes again",
         module="vm_pool",
+    ),
+    "vms": Bench(
+        line="VMs whose days come one after the other, in less memory than their days need together: four ways",
+        module="vms_rounds",
+        options=("keep", "stop_after"),
     ),
     "planning": Bench(line="how long it takes to divide memory among 10,000 partitions", module="planning"),
 }
@@ -75,14 +84,23 @@ def add_command(subparsers: Subparsers) -> None:
     parser.add_argument("--rounds", type=_count, default=None, help="rounds of each arm (default 5, with --quick 1)")
     parser.add_argument("--quick", action="store_true", help="a short form for a demonstration")
     parser.add_argument("--swap", choices=("zram", "disk", "both"), default="both", help="isolation: what swap is on")
-    parser.add_argument("--part", action="append", help="phases: only this part, and then others named likewise")
+    parser.add_argument(
+        "--part",
+        action="append",
+        choices=("random", "nightly", "tight", "uniform"),
+        help="phases: only this part, and then others named likewise",
+    )
     parser.add_argument("--first-round", type=_count, default=1, help="phases: number of the first round (its seed)")
     parser.add_argument(
         "--merge", type=Path, nargs="+", default=None, help="phases: run nothing, put these --json results together"
     )
     parser.add_argument("--html", type=Path, default=None, help="write a self-contained page with plots")
-    parser.add_argument("--keep", type=Path, default=None, help="build: write each run to this file, or go on from it")
-    parser.add_argument("--stop-after", type=_count, default=None, help="build: begin no run after so many seconds")
+    parser.add_argument(
+        "--keep", type=Path, default=None, help="build, vms: write each run to this file, or go on from it"
+    )
+    parser.add_argument(
+        "--stop-after", type=_count, default=None, help="build, vms: begin no run after so many seconds"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 

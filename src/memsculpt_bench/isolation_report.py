@@ -15,6 +15,7 @@ COLOURS = {
     "static": "#8a6fb0",
     "reactive": "#d08a2e",
     "memsculpt": "#1f6fb2",
+    "all": "#1b9e9e",
 }
 TENANTS = (("redis", "#b5473c"), ("job-a", "#1f6fb2"), ("job-b", "#5b8c5a"))
 

@@ -52,7 +52,7 @@ def run(*, rounds: int, quick: bool, swap: str, say: Say) -> Result:
 def _run_variant(scenario: Scenario, rounds: int, say: Say, *, quick: bool) -> Result:
     scenario = isolation.quick(scenario) if quick else scenario
     say(f"-- swap on {scenario.swap}, limit {scenario.limit_bytes // MIB} MiB, {scenario.periods} periods")
-    arms = [ROOMY, KERNEL, MEMSCULPT, ALL]
+    arms = [ROOMY, KERNEL, MEMSCULPT]
     trials: list[Result] = []
     if not quick:
         static, tried = find_static(scenario, say)

@@ -107,8 +107,10 @@ class Driver:
         with suppress(Vanished):
             for reader in self._readers:
                 reader.clear()
-        self._used_cpu_s, self._looked_s = self._cpu_s(), time.monotonic()
-        self.next_s = self._looked_s + LOOK_S
+        now_s = time.monotonic()
+        self._used_cpu_s, self._looked_s = self._cpu_s(), now_s
+        calm_s = phase_outlook.calm_until_s(self.state, now_s) - now_s
+        self.next_s = now_s + max(LOOK_S, min(CALM_LOOK_S, calm_s))
 
     def close(self) -> None:
         """Release the processes."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from memsculpt.errors import UsageError
 from memsculpt_bench import contract, phase_uniform, phases
 from memsculpt_bench.contract import Figure
 from memsculpt_bench.lab import LabUnavailable, sweep
@@ -70,23 +71,24 @@ def run(
 
 
 def merged(paths: Sequence[Path]) -> Result:
-    """Return the object of runs that were made apart. Raises ValueError where they cannot be of one bench."""
+    """Return the object of runs that were made apart. Raises UsageError where they do not belong together."""
     parts: dict[str, Runs] = {}
     machines: list[object] = []
     for path in paths:
-        written: Result = json.loads(path.read_text(encoding="utf-8"))
-        if written.get("bench") != "phases":
-            raise ValueError(f"{path}: not a result of bench phases")
+        written = _read(path)
         machines.append(written["machine"])
         for name, runs in written["parts"].items():
             for arm, results in runs.items():
                 kept = parts.setdefault(name, {}).setdefault(arm, [])
                 seeds = {run["seed"] for run in kept} & {run["seed"] for run in results}
                 if seeds:
-                    raise ValueError(f"{path}: {name}, {arm}: round {min(seeds)} is there twice")
+                    problem = f"{name}, {arm}: round {min(seeds)} is there twice"
+                    raise UsageError(place=str(path), problem=problem, fix="give each round once (--first-round)")
                 kept += results
-    if any(one != machines[0] for one in machines[1:]):
-        raise ValueError("these runs were made on different machines")
+    for path, machine in zip(paths, machines, strict=True):
+        if machine != machines[0]:
+            problem = f"not of the machine (or kernel, or Python) of {paths[0]}"
+            raise UsageError(place=str(path), problem=problem, fix="merge rounds of one machine")
     return _result(parts)
 
 
@@ -108,6 +110,17 @@ def figures_of(parts: Mapping[str, Runs]) -> dict[str, Figure]:
     if "uniform" in parts:
         figures |= _figures_of_uniform(parts["uniform"]["memsculpt"])
     return figures
+
+
+def _read(path: Path) -> Result:
+    fix = "give what `bench phases --json` printed"
+    try:
+        written: Result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UsageError(place=str(path), problem=f"cannot be read: {error}", fix=fix) from error
+    if written.get("bench") != "phases":
+        raise UsageError(place=str(path), problem="not a result of bench phases", fix=fix)
+    return written
 
 
 def _figures_of_turns(runs: Runs) -> dict[str, Figure]:
@@ -141,7 +154,10 @@ def _figures_of_uniform(runs: Sequence[Result]) -> dict[str, Figure]:
     is_whole = not any(run["missing_groups"] for run in runs)
     return {
         "uniform_managed_over_alone": contract.at_most(1.01, groups, also=is_whole),
-        "uniform_alone_over_alone": contract.reported([ratio for run in runs for ratio in run["alone_over_alone"]]),
+        **{
+            f"uniform_{name}": contract.reported([ratio for run in runs for ratio in run[name]])
+            for name in ("managed_over_alone_cpu", "alone_over_alone", "alone_over_alone_cpu")
+        },
         "uniform_missing_groups": contract.at_most(0.0, [float(sum(run["missing_groups"] for run in runs))]),
     }
 

@@ -12,8 +12,9 @@ what is in use fits, and the sum of the days does not. Arms, interleaved within 
     memsculpt  the agent in apply mode, from an empty profile
 
 Both rules are asked ten times as often as published: the days are compressed, and so they are not held back by that.
-The first periods are warm-up, for all. What is counted after them: pages that guests swap in, major faults of the QEMU
-processes on the host, and memory stall (PSI "some", in the guests and in the host's cgroups).
+The first periods are warm-up: as many as the seasons take to be learnt for memsculpt, two for the rules, which are then
+as they stay, and one for the fixed parts. What is counted after them: pages that guests swap in, major faults of the
+QEMU processes on the host, and memory stall (PSI "some", in the guests and in the host's cgroups).
 """
 
 import subprocess
@@ -51,10 +52,10 @@ class Scenario:
     base_bytes: int = 40 * MIB
     peak_bytes: int = 300 * MIB
     period_s: float = 30.0
-    day_s: float = 8.0  # ramp and all; the rest of a guest's part of the period lies between days
+    day_s: float = 7.0  # ramp and all; the rest of a guest's part of the period lies between days
     ramp_s: float = 3.0
     warm_periods: int = 4
-    periods: int = 3
+    periods: int = 2
     least_bytes: int = 128 * MIB  # what the operator leaves every guest at the least; memsculpt's floor is the same
     overhead_bytes: int = 100 * MIB  # of a QEMU process beside guest memory, about: fixed parts are made with it
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memsculpt.errors import UsageError
 from memsculpt_bench import phase_rounds
 from memsculpt_bench.phase_driver import BLOCK_BYTES, PROCESS_BLOCKS, numbered, ranges_of
 
@@ -32,7 +33,9 @@ def alternated(*ratios, missing=0, kills=0):
     return {
         "seed": 1,
         "managed_over_alone": list(ratios),
+        "managed_over_alone_cpu": list(ratios),
         "alone_over_alone": [1.0],
+        "alone_over_alone_cpu": [1.0],
         "missing_groups": missing,
         "oom_kills": kills,
     }
@@ -122,7 +125,7 @@ def test_runs_that_were_made_apart_are_put_together(tmp_path):
     assert whole["rounds"] == 2
     assert whole["figures"]["lost_kernel_over_ours_random"]["low"] == pytest.approx(6.0)
     assert whole["figures"]["lost_kernel_over_ours_random"]["high"] == pytest.approx(12.0)
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(UsageError, match="twice"):
         phase_rounds.merged([*paths, paths[0]])
 
 

@@ -48,6 +48,7 @@ def check_balloon_moves(host: Host, name: str, wait_for: Callable[[Callable[[], 
     asked = host.set_balloon(vm.id, half)
     assert (asked.asked_bytes, asked.before_bytes) == (half, vm.ram_bytes)
     wait_for(lambda: reading_of(host, name).balloon_bytes == half)
+    assert host.read_balloon(vm.id) == half
     assert host.set_balloon(vm.id, vm.ram_bytes).before_bytes == half
     wait_for(lambda: reading_of(host, name).balloon_bytes == vm.ram_bytes)
 

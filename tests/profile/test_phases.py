@@ -265,10 +265,12 @@ def test_between_what_is_expected_it_is_calm():
 
 def test_what_goes_on_without_an_end_is_calm():
     """After some looks at a program without a pattern nothing is to be missed."""
-    trace = phase_traces.uniform(blocks=POOL, share=0.8, steps=40, rng=np.random.default_rng(5))
+    trace = phase_traces.uniform(blocks=POOL, share=0.99, steps=40, rng=np.random.default_rng(5))
     state = watched(trace)
+    half = phases.update(state, Sight(at_s=state.at_s + 1.0, blocks=np.arange(POOL // 2), blocks_in_pool=POOL))
 
     assert phase_outlook.calm_until_s(state, state.at_s) == np.inf
+    assert phase_outlook.calm_until_s(half, half.at_s) == -np.inf
 
 
 def test_time_goes_on():

@@ -66,6 +66,9 @@ def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
         "come": host.bring_in_ranges,
     }
     for name, ranges in _in_turns(leave, order):
+        if host.now_s() - begin_s > order.most_s:
+            told["no time was left in this tick"] += size_of(ranges)
+            continue
         done = calls[name](pool.process, listed(ranges))
         told.update(done.problems)
         sizes[name] += done.moved_bytes

@@ -95,7 +95,7 @@ class Agent:
         self._sensor = act.Sensor(host, settings.interval_s if looks_beside else 0.0)
         self._touch_cost_s: float | None = None
         self._sculpting = Sculpting(host, settings)
-        self._ballooning = Ballooning(settings, self._sculpting)
+        self._ballooning = Ballooning(host, settings, self._sculpting)
         self._sharing = Sharing(host, settings, seat=sharing_seat)
         self._growth = GrowthWatch(host, settings, beside=looks_beside)
         self._forecaster = forecast.Forecaster()
@@ -161,6 +161,8 @@ class Agent:
     def _go_round(self) -> Tick:
         settings = self._settings
         observation = self._host.observe()
+        if observation.vms:
+            self._profile_state = replace(self._profile_state, overheads=self._ballooning.measure(observation))
         self._profile_state, profiles = profile.update(self._profile_state, observation, settings)
         self._forecaster, forecasts = forecast.step(self._forecaster, profiles, settings.forecast)
         if self._foresight is not None:

@@ -8,11 +8,12 @@ profile/phases.py's business, what comes and leaves plan/phases.py's.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from memsculpt import plan, profile
+from memsculpt.agent.waits import Waits, row_of
 from memsculpt.domain.arrays import Int64
 from memsculpt.domain.heat import Looked
 from memsculpt.domain.observation import Observation
@@ -25,14 +26,13 @@ from memsculpt.domain.workload import Instance
 
 FOLLOWED_MOST = 4
 FOLLOWED_MOST_BLOCKS = 131_072  # together, 8 GiB: 1.3 MiB with sixteen phases each, and 3 MiB for where blocks are
-FAULT_S = 25e-6  # a page that comes back by a fault, as in learn/sculpt.py
-WAITED_QUICK_S, WAITED_SLOW_S = 10.0, 300.0  # over which it is averaged what faults cost
 FOLLOWED_RATIO, KEPT_RATIO = 0.001, 0.0002  # of time that faults cost: a pool is followed from, and until
 LOOKS_RATIO = 0.25  # of what faults cost, for looks
 LOOKS_MOST_RATIO = 0.03  # of one processor, for looks at all pools that are followed
+CALM_MOST_TICKS = 4.0  # between looks while no phase is expected to begin or to end
 LOOKS_MOST_TICKS = 16.0  # apart, of a pool in which nothing recurs
 SURVEYED_RATIO = 0.01  # of what a process holds: by so much it may change before it is asked where it has memory
-PART_BYTES = 32 << 20
+PART_BYTES = 8 << 20
 RATE_BYTES_PER_S = 300e6  # until it is known; docs/methods/phases.md
 RATE_LEAST_BYTES = 1 << 20
 HORIZON_S = 60.0  # within which phases are foreseen
@@ -47,19 +47,6 @@ class _Brought:
     done_s: float
     touched: Int64
     onset_s: float = math.inf
-
-
-@dataclass(slots=True)
-class _Waits:
-    """What its process waits for pages: shares of wall time, averaged over a short and a long time."""
-
-    faults_count: int = -1
-    quick: float = 0.0
-    slow: float = 0.0
-
-    @property
-    def ratio(self) -> float:
-        return max(self.quick, self.slow)
 
 
 @dataclass(slots=True)
@@ -98,9 +85,8 @@ class Phasing:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._waits: dict[Instance, _Waits] = {}
+        self._waits = Waits()
         self._followed: dict[Instance, _Followed] = {}
-        self._at_s: float | None = None
 
     def __contains__(self, process: Instance) -> bool:
         """Tell whether a pool is followed."""
@@ -112,26 +98,11 @@ class Phasing:
         """Choose whose phases are learnt; `sizes` are the blocks of every pool by process."""
         if self._settings.plan.sculpt is not Sculpt.ALL or not self._settings.plan.prefetch:
             return
-        processes, now_s = observation.processes, observation.time_s
-        passed_s = now_s - self._at_s if self._at_s is not None else 0.0
-        self._at_s = now_s
-        swapped: dict[Instance, int] = {}
-        waits: dict[Instance, _Waits] = {}
-        for process in sizes:
-            row = _row_of(observation, process)
-            if row is not None:
-                swapped[process] = int(processes.swapped_bytes[row])
-                faults_count = int(processes.major_faults_count[row])
-                waits[process] = _waited(self._waits.get(process, _Waits()), faults_count, passed_s)
-        self._waits = waits
-        least = self._settings.plan.min_move_bytes
-        wanted = [
-            process
-            for process, one in waits.items()
-            if (one.ratio >= KEPT_RATIO if process in self._followed else one.ratio >= FOLLOWED_RATIO)
-            and (swapped[process] >= least or process in self._followed)
-        ]
-        wanted.sort(key=lambda process: (process not in self._followed, -waits[process].ratio, process.pid))
+        self._waits.follow(observation, sizes)
+        wanted = sorted(
+            (process for process in sizes if self._pays(observation, process)),
+            key=lambda process: (process not in self._followed, -self._waits.ratio(process), process.pid),
+        )
         kept: dict[Instance, _Followed] = {}
         blocks = 0
         for process in wanted:
@@ -143,14 +114,13 @@ class Phasing:
     def forget(self, process: Instance) -> None:
         """Drop a process that has ended."""
         self._followed.pop(process, None)
-        self._waits.pop(process, None)
 
     def due(self, observation: Observation) -> tuple[tuple[Instance, bool], ...]:
         """Return the processes to be looked at as a whole now, each with whether it has to be surveyed before."""
         early_s = 0.25 * self._settings.interval_s
         found: list[tuple[Instance, bool]] = []
         for process, one in self._followed.items():
-            row = _row_of(observation, process)
+            row = row_of(observation, process)
             if row is None or self._rests(process, one, observation) or observation.time_s < one.look_at_s - early_s:
                 continue
             held_bytes = int(observation.processes.anon_bytes[row] + observation.processes.swapped_bytes[row])
@@ -176,7 +146,6 @@ class Phasing:
         if followed is None:
             return
         now_s = observation.time_s
-        followed.look_at_s = now_s + self._wait_s(followed, process, cost_s)
         parts = [profile.blocks_seen(one.touches) for one in results if one.touches is not None and one.cleared]
         is_whole = len(parts) == len(results) and not any(one.is_first for one in results)
         cpu_s, io_bytes = _used(observation, process)
@@ -201,6 +170,7 @@ class Phasing:
         followed.touched.clear()
         followed.seen_at_s, followed.cpu_s, followed.io_bytes = now_s, cpu_s, io_bytes
         followed.foreseen = None
+        followed.look_at_s = now_s + self._wait_s(followed, process, now_s, cost_s)
 
     def settle(self, now_s: float) -> tuple[PhaseOutcome, ...]:
         """Judge the prefetches whose time is over, and learn from them."""
@@ -225,11 +195,8 @@ class Phasing:
                 )
                 if not has_paid:
                     told += f": no more of that for {format_duration_s(after.paused_until_s - now_s)}"
-                waits = self._waits.get(process)
-                if waits is not None:  # what is brought ahead saves what looking is paid from
-                    used_s = max(outcome.gain, 0.0) * outcome.blocks * (BLOCK_BYTES // PAGE_BYTES) * FAULT_S
-                    waits.quick += used_s / WAITED_QUICK_S
-                    waits.slow += used_s / WAITED_SLOW_S
+                # What is brought ahead saves what looking is paid from.
+                self._waits.spare(process, max(outcome.gain, 0.0) * outcome.blocks * (BLOCK_BYTES // PAGE_BYTES))
                 means = followed.experience if math.isnan(after.precision) else after
                 followed.experience = after
                 found.append(
@@ -287,7 +254,15 @@ class Phasing:
         come, leave = _ranges(choice.bring), _ranges(choice.leave)
         size_bytes = int(choice.reason.figures.get("moved_bytes", 0.0))
         reason = "" if size_bytes and is_planned else plan.explain_reason(choice.reason)
-        return SculptOrder(come=come, leave=leave, size_bytes=size_bytes, part_bytes=PART_BYTES, reason=reason), choice
+        order = SculptOrder(
+            come=come,
+            leave=leave,
+            size_bytes=size_bytes,
+            part_bytes=PART_BYTES,
+            most_s=self._settings.interval_s if is_planned else math.inf,
+            reason=reason,
+        )
+        return order, choice
 
     def moved(self, process: Instance, choice: plan.PrefetchChoice, done: SculptDone, began_s: float) -> None:
         """Take note of what was moved: how fast it went, and what is to be judged."""
@@ -302,6 +277,15 @@ class Phasing:
             followed.brought.append(_Brought(choice=choice, began_s=began_s, done_s=done.at_s, touched=nothing))
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _pays(self, observation: Observation, process: Instance) -> bool:
+        """Tell whether a pool is worth looking at: it swaps and its process waits for it, or did so of late."""
+        row, ratio = row_of(observation, process), self._waits.ratio(process)
+        if row is None or process in self._followed:
+            return row is not None and ratio >= KEPT_RATIO
+        return ratio >= FOLLOWED_RATIO and self._settings.plan.min_move_bytes <= int(
+            observation.processes.swapped_bytes[row]
+        )
 
     def _rests(self, process: Instance, followed: _Followed, observation: Observation) -> bool:
         """Tell whether a process has not run since it was last seen: then nothing was touched, and no look is needed.
@@ -338,25 +322,14 @@ class Phasing:
             known = followed.foreseen = profile.predict_phases(followed.state, now_s, within_s)
         return known
 
-    def _wait_s(self, followed: _Followed, process: Instance, cost_s: float) -> float:
-        """Return how long to wait with the next look: longer where looks are dear, and where nothing recurs."""
+    def _wait_s(self, followed: _Followed, process: Instance, now_s: float, cost_s: float) -> float:
+        """Return how long to wait with the next look: longer where looks are dear, and where nothing is to be seen."""
         tick_s = self._settings.interval_s
         usual_s = profile.look_interval_s(followed.state, tick_s, LOOKS_MOST_TICKS * tick_s)
-        waits = self._waits.get(process, _Waits())
-        allowed = min(LOOKS_RATIO * waits.ratio, LOOKS_MOST_RATIO / max(len(self._followed), 1))
+        calm_s = profile.calm_until_s(followed.state, now_s) - now_s - tick_s
+        usual_s = max(usual_s, min(calm_s, CALM_MOST_TICKS * tick_s))
+        allowed = min(LOOKS_RATIO * self._waits.ratio(process), LOOKS_MOST_RATIO / max(len(self._followed), 1))
         return max(usual_s, cost_s / max(allowed, 1e-6))
-
-
-def _waited(before: _Waits, faults_count: int, passed_s: float) -> _Waits:
-    if before.faults_count < 0 or passed_s <= 0.0:
-        return replace(before, faults_count=faults_count)
-    now = (faults_count - before.faults_count) / passed_s * FAULT_S
-    quick, slow = (1.0 - math.exp(-passed_s / over_s) for over_s in (WAITED_QUICK_S, WAITED_SLOW_S))
-    return _Waits(
-        faults_count=faults_count,
-        quick=before.quick + quick * (now - before.quick),
-        slow=before.slow + slow * (now - before.slow),
-    )
 
 
 def _is_over(one: _Brought, followed: _Followed, now_s: float) -> bool:
@@ -368,18 +341,11 @@ def _is_over(one: _Brought, followed: _Followed, now_s: float) -> bool:
 def _used(observation: Observation, process: Instance) -> tuple[float, float]:
     """Return a process's processor time and its workload's I/O so far, 0 where it is gone."""
     processes, workloads = observation.processes, observation.workloads
-    row = _row_of(observation, process)
+    row = row_of(observation, process)
     if row is None:
         return 0.0, 0.0
     workload = int(processes.workload_index[row])
     return float(processes.cpu_s[row]), float(workloads.read_bytes[workload] + workloads.written_bytes[workload])
-
-
-def _row_of(observation: Observation, process: Instance) -> int | None:
-    processes = observation.processes
-    row = int(np.searchsorted(processes.pids, process.pid))
-    is_it = row < len(processes.pids) and processes.pids[row] == process.pid
-    return row if is_it and processes.start_ticks[row] == process.start_ticks else None
 
 
 def _ranges(blocks: Int64) -> Int64:

@@ -244,6 +244,7 @@ class SculptOrder:
     loss_ratio: float = 0.0  # of wall time that returning pages are expected to cost
     idle_least_s: float = float("nan")  # of what leaves
     part_bytes: int = 0  # so much leaves and comes in turns, and frames are not measured; 0: what leaves goes first
+    most_s: float = float("inf")  # of what is done in parts, none is begun after it: everybody waits for the tick
     reason: str = ""  # why there is no more
 
 

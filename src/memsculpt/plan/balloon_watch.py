@@ -6,8 +6,8 @@ A balloon moves at the guest's pace, so every value between where it was when we
 - Lower than that, or higher than what the operator ever left the guest: somebody else has asked (virsh setmem, another
   manager). It is theirs from then on, and for FOREIGN_REST_S we do not ask at all.
 - Back up, within what the operator left it: the guest took memory back (deflate-on-oom, a reboot), or somebody gave it.
-  We stand back, too. A guest returns to our ask by itself (QEMU keeps the target); what is still elsewhere when the
-  rest is over was somebody's ask.
+  We stand back for GIVEN_BACK_REST_S. After a reboot a guest returns to our ask by itself (QEMU keeps the target), so
+  what is still elsewhere then was somebody's ask; not where the guest has deflate-on-oom, for that lasts.
 - No step nearer for PATIENCE_S: it refuses, or ignores us. It is left alone, longer each time, and the ask is taken
   back: one that stays open might be followed later, when the guest needs the memory.
 """
@@ -22,8 +22,9 @@ from memsculpt.domain.vm import VmId, VmReading
 from memsculpt.plan.state import Balloon
 
 TOLERANCE_BYTES = 2 << 20  # guests move in steps of 1 MiB (VIRTIO_BALLOON_ARRAY_PFNS_MAX pages)
-PATIENCE_S = 5.0
+PATIENCE_S = 10.0  # a guest may wait so long for a processor
 FOREIGN_REST_S = 60.0
+GIVEN_BACK_REST_S = 15.0
 REFUSED_REST_S = 60.0
 REFUSED_REST_MOST_S = 3600.0
 
@@ -47,16 +48,19 @@ def follow_balloon(known: Balloon | None, reading: VmReading, now_s: float) -> B
     if known.is_given_back:
         if now_s < known.rests_until_s:
             return known
-        is_back = distance <= TOLERANCE_BYTES
-        return replace(known, is_given_back=False) if is_back else _theirs(known, now_s, rests=False)
+        if distance <= TOLERANCE_BYTES:
+            return replace(known, is_given_back=False)
+        if reading.features.deflate_on_oom:
+            return replace(known, is_given_back=False, asked_bytes=actual, asked_from_bytes=actual)
+        return _theirs(known, now_s, rests=False)
     if actual > before and distance > abs(before - known.asked_bytes) + TOLERANCE_BYTES:
         return _rests(
             replace(known, is_given_back=True, foreign_at_s=now_s, pressed_at_s=now_s),
-            now_s + FOREIGN_REST_S,
+            now_s + GIVEN_BACK_REST_S,
             "memory that it had given was taken back, by the guest or by somebody else",
         )
     if distance <= TOLERANCE_BYTES:
-        followed = abs(known.asked_bytes - known.asked_from_bytes) > TOLERANCE_BYTES
+        followed = known.moved_at_s > known.asked_at_s
         return replace(known, refusals_count=0) if followed and known.refusals_count else known
     if now_s - max(known.asked_at_s, known.moved_at_s) > PATIENCE_S and now_s >= known.rests_until_s:
         rest_s = min(REFUSED_REST_S * 2.0**known.refusals_count, REFUSED_REST_MOST_S)
@@ -88,11 +92,19 @@ def after_asking(balloons: Mapping[VmId, Balloon], applied: Sequence[Applied]) -
             known[action.vm] = replace(
                 balloon,
                 asked_bytes=one.done_bytes,
-                asked_from_bytes=balloon.seen_bytes,
+                asked_from_bytes=_outermost(balloon, one.done_bytes),
                 asked_at_s=one.at_s,
                 is_given_back=False,
             )
     return known
+
+
+def _outermost(balloon: Balloon, asked_bytes: int) -> int:
+    """Return how far from a new ask a balloon may be by our own doing: an earlier ask may still be under way."""
+    ours = [balloon.seen_bytes]
+    if balloon.asked_bytes is not None and abs(balloon.seen_bytes - balloon.asked_bytes) > TOLERANCE_BYTES:
+        ours += [balloon.asked_bytes, balloon.asked_from_bytes]
+    return max(ours, key=lambda one: abs(one - asked_bytes)) if min(ours) >= asked_bytes else min(ours)
 
 
 def _theirs(known: Balloon, now_s: float, *, rests: bool = True) -> Balloon:

@@ -5,10 +5,10 @@
 it back. What a partition's VMs may hold together is divided among them as partitions divide the host: so that the
 chance of falling short is equal at the margin (partitions.py). Then, for each guest:
 
-- Never below what it is forecast to need, a margin, its part of the guarantee, and `[vms] floor`; the margin is larger
-  where the guest would die of a wrong forecast (no deflate-on-oom).
-- Raised at once when its forecast, or its own distress (swap-ins, faults, little available), asks for it; as spare
-  room allows otherwise, in steps.
+- Never below what it needs and is forecast to need (the median), a margin, its part of the guarantee, and `[vms]
+  floor`; the margin is larger where the guest would die of a wrong forecast (no deflate-on-oom).
+- Raised at once to what it is forecast to need at NEED_LEVEL, as far as its part of the room goes, or when it is in
+  distress by itself (swap-ins, faults, little available); as spare room allows otherwise, in steps.
 - Lowered in steps, one at a time, faster when the host is about to run short; not at all while the host has room, while
   the guest is or was short, or where nothing would come free: memory that was never touched, or that free page
   reporting has returned already.
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from memsculpt.domain.arrays import Bool
 from memsculpt.domain.guest import GuestDemand
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.plan import Reason, SetBalloon
@@ -38,14 +39,17 @@ STEP_BYTES = MIB
 MARGIN_RATIO, MARGIN_LEAST_BYTES = 0.05, 16 * MIB
 WIDE_MARGIN_RATIO, WIDE_MARGIN_LEAST_BYTES = 0.10, 32 * MIB
 # Of the guest's memory in a second. 256 MiB take a guest 0.6 to 0.9 s (docs/costs.md), on a processor of its own.
-CALM_RATIO_PER_S, URGENT_RATIO_PER_S, SPARE_RATIO_PER_S = 1 / 64, 1 / 8, 1 / 32
-CALM_FILL_RATIO = 0.8  # of the capacity; below it nobody is asked to give
+CALM_RATIO_PER_S, URGENT_RATIO_PER_S, SPARE_RATIO_PER_S = 1 / 64, 1 / 2, 1 / 32
+# Of the capacity: below the first nobody is asked to give and spare room is handed out; the second is urgent.
+CALM_FILL_RATIO, URGENT_FILL_RATIO = 0.8, 1.0
 SPARE_WORTH_RATIO = 0.05  # of the guest's memory: spare room below this is not worth a step
-# The guest is short: it swaps in, or faults with little left, or has next to nothing.
+# The guest is short: it swaps in or faults with little left, or has next to nothing. With much left it only goes back
+# to what it had swapped before.
 SHORT_SWAP_IN_BYTES_PER_S = 0.25 * MIB
-SHORT_FAULTS_PER_S, LITTLE_RATIO, NOTHING_RATIO = 20.0, 0.10, 0.03
+SHORT_FAULTS_PER_S, LITTLE_RATIO, NOTHING_RATIO = 20.0, 0.15, 0.03
 RELIEF_RATIO, RELIEF_LEAST_BYTES = 1 / 8, 16 * MIB
-SHORT_REST_S = 10.0  # so long after it was short, a guest is asked for nothing
+SHORT_REST_S = 5.0  # so long after it was short, a guest is asked for nothing
+GREW_BYTES, GREW_REST_S = 4 * MIB, 5.0  # nor after its need has risen: what it is told to need is a second old
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,7 @@ class _Vm:
     partition: int
     margin_bytes: int
     lowest_bytes: int
+    wanted_bytes: int  # at NEED_LEVEL, where there is room
     is_short: bool
 
     @property
@@ -99,8 +104,7 @@ def set_balloons(
         return Balloons(known=known)
     movable, withdrawn, held_back = _movable(now, observation, profiles, known, settings)
     for vm in movable:
-        if vm.is_short:
-            known[vm.reading.id] = replace(vm.balloon, pressed_at_s=now.now_s)
+        known[vm.reading.id] = vm.balloon
     lowered: list[SetBalloon] = []
     raised: list[SetBalloon] = withdrawn
     shares = _shares(now, movable, sizes)
@@ -110,7 +114,7 @@ def set_balloons(
     left_bytes = int(settings.plan.shrink_bytes_per_s * elapsed_s)
     for vm in movable:
         target = min(max(shares[vm.reading.id], vm.lowest_bytes), vm.balloon.most_bytes)
-        raise_ = None if holds_still and not vm.is_short else _raise(now, vm, target, elapsed_s)
+        raise_ = None if holds_still and not vm.is_short else _raise(now, vm, target, fill_ratio, elapsed_s)
         if raise_ is not None:
             raised.append(raise_)
         elif not holds_still and target < vm.now_bytes:
@@ -125,12 +129,10 @@ def is_short(demand: GuestDemand, balloon_bytes: int) -> bool:
     """Tell whether a guest is short of memory by its own figures, whatever the host looks like."""
     if not demand.is_told:
         return False
+    comes_back = demand.swap_in_bytes_per_s > SHORT_SWAP_IN_BYTES_PER_S
+    comes_back |= demand.major_faults_per_s > SHORT_FAULTS_PER_S
     has_little = demand.available_bytes < LITTLE_RATIO * balloon_bytes
-    return (
-        demand.swap_in_bytes_per_s > SHORT_SWAP_IN_BYTES_PER_S
-        or demand.available_bytes < NOTHING_RATIO * balloon_bytes
-        or (has_little and demand.major_faults_per_s > SHORT_FAULTS_PER_S)
-    )
+    return (comes_back and has_little) or demand.available_bytes < NOTHING_RATIO * balloon_bytes
 
 
 def margin_bytes(need_bytes: int, *, is_safe: bool) -> int:
@@ -170,7 +172,7 @@ def _movable(
             held_back.append(Reason(code="balloon-rests", text=text, figures=figures))
             continue
         found.append(_vm(now, reading, demand, balloon, row, partition, count_of[partition], settings))
-    return found, withdrawn, held_back
+    return sorted(found, key=lambda vm: vm.reading.workload), withdrawn, held_back
 
 
 _REFUSED = "its guest does not follow, so what it was asked for is taken back: it keeps {to_bytes}"
@@ -187,10 +189,15 @@ def _vm(
     settings: Settings,
 ) -> _Vm:
     short = is_short(demand, balloon.seen_bytes)
-    need = max(int(now.workloads.need_bytes[row]) - demand.overhead_bytes, demand.need_bytes or 0)
+    needs = demand.need_bytes or 0
+    if needs > balloon.need_bytes + GREW_BYTES and balloon.need_bytes:
+        balloon = replace(balloon, grew_at_s=now.now_s)
+    balloon = replace(balloon, need_bytes=needs, pressed_at_s=now.now_s if short else balloon.pressed_at_s)
+    need = max(int(now.workloads.median_bytes[row]) - demand.overhead_bytes, needs)
+    likely = max(int(now.workloads.need_bytes[row]) - demand.overhead_bytes, needs)
     is_safe = reading.features.deflate_on_oom
     margin = margin_bytes(need, is_safe=is_safe)
-    if balloon.foreign_at_s > now.now_s - 10 * SHORT_REST_S:  # it was wrong before: it took memory back
+    if balloon.foreign_at_s > now.now_s - 20 * SHORT_REST_S:  # it was wrong before: it took memory back
         margin *= 2
     lowest = need + margin
     if short:
@@ -206,24 +213,48 @@ def _vm(
         row=row,
         partition=partition,
         margin_bytes=margin,
-        lowest_bytes=min(-(-lowest // STEP_BYTES) * STEP_BYTES, balloon.most_bytes),
+        lowest_bytes=_rounded(lowest, balloon),
+        wanted_bytes=_rounded(max(likely + margin, lowest), balloon),
         is_short=short,
     )
 
 
+def _rounded(size_bytes: int, balloon: Balloon) -> int:
+    return min(-(-size_bytes // STEP_BYTES) * STEP_BYTES, balloon.most_bytes)
+
+
 def _shares(now: Situation, movable: list[_Vm], sizes: Sizes) -> Mapping[VmId, int]:
-    """Return what of its partition each guest should have, in guest memory."""
-    shares: dict[VmId, int] = {}
-    for partition in {vm.partition for vm in movable}:
-        vms = sorted((vm for vm in movable if vm.partition == partition), key=lambda vm: vm.reading.workload)
-        mine = np.zeros(len(now.workloads.ids), np.bool_)
-        mine[[vm.row for vm in vms]] = True
-        others = (now.workloads.partition_row == partition) & ~mine
-        room = int(sizes.size_bytes[partition]) - int(now.workloads.need_bytes[others].sum())
-        divided = partitions.divide(_demand_of(now, vms), capacity_bytes=max(room, 0), page_bytes=now.page_bytes)
-        for vm, size in zip(vms, divided.size_bytes.tolist(), strict=True):
-            shares[vm.reading.id] = (size - vm.demand.overhead_bytes) // STEP_BYTES * STEP_BYTES
-    return shares
+    """Return what each guest should have, in guest memory: what their partitions have, divided among them all.
+
+    What others in these partitions need is taken off, and what every partition of VMs holds beyond its size: a VM
+    whose balloon may not be moved now keeps what it has, whoever it was meant for.
+    """
+    if not movable:
+        return {}
+    vms = movable
+    mine = np.zeros(len(now.workloads.ids), np.bool_)
+    mine[[vm.row for vm in vms]] = True
+    inside = now.workloads.partition_row >= 0
+    others = now.sum_by_partition(np.where(inside & ~mine, now.workloads.need_bytes, 0))
+    concerned = np.unique([vm.partition for vm in vms])
+    resting = inside & ~mine & _is_vm(now)
+    beyond = np.where(resting, np.maximum(now.workloads.held_bytes - now.workloads.need_bytes, 0), 0)
+    room = sizes.size_bytes[concerned] - others[concerned]
+    # A partition of which no balloon moves keeps more than its size if its VMs hold more.
+    idle = np.setdiff1d(np.flatnonzero(now.sum_by_partition(np.where(resting, 1, 0))), concerned)
+    held = now.sum_by_partition(np.where(resting, now.workloads.held_bytes, 0))
+    excess = int(np.maximum(held[idle] - sizes.size_bytes[idle], 0).sum())
+    excess += int(now.sum_by_partition(beyond)[concerned].sum())
+    capacity = max(int(np.maximum(room, 0).sum()) - excess, 0)
+    divided = partitions.divide(_demand_of(now, vms), capacity_bytes=capacity, page_bytes=now.page_bytes)
+    return {
+        vm.reading.id: (size - vm.demand.overhead_bytes) // STEP_BYTES * STEP_BYTES
+        for vm, size in zip(vms, divided.size_bytes.tolist(), strict=True)
+    }
+
+
+def _is_vm(now: Situation) -> Bool:
+    return np.array([one.startswith("vm:") for one in now.workloads.ids], dtype=np.bool_)
 
 
 def _demand_of(now: Situation, vms: list[_Vm]) -> Demand:
@@ -237,34 +268,39 @@ def _demand_of(now: Situation, vms: list[_Vm]) -> Demand:
     knots[:, 1:-1] = now.workloads.quantiles_bytes[rows] + margin[:, np.newaxis]
     knots[:, -1] = now.workloads.peak_bytes[rows] + margin
     knots = np.maximum.accumulate(knots, axis=1)
-    ceiling = np.array([vm.balloon.most_bytes + vm.demand.overhead_bytes for vm in vms], np.int64)
+    most = [vm.balloon.most_bytes + vm.demand.overhead_bytes for vm in vms]
+    ceiling = np.minimum(np.array(most, np.int64), now.ceiling_bytes[[vm.partition for vm in vms]])
+    ceiling = np.maximum(ceiling, lowest)
     return Demand(
         levels=levels,
         knots_bytes=knots,
         tail_bytes=np.maximum(knots[:, -1] / 16.0, float(STEP_BYTES)),
         guarantee_bytes=np.zeros(len(vms), np.int64),
-        floor_bytes=np.minimum(lowest, ceiling),
+        floor_bytes=lowest,
         ceiling_bytes=ceiling,
-        weights=np.ones(len(vms)),
+        weights=now.partitions.weights[[vm.partition for vm in vms]],
         giving_order=np.arange(len(vms), dtype=np.int64),
     )
 
 
-def _raise(now: Situation, vm: _Vm, target: int, elapsed_s: float) -> SetBalloon | None:
+def _raise(now: Situation, vm: _Vm, target: int, fill_ratio: float, elapsed_s: float) -> SetBalloon | None:
     """Give back at once what is needed, and spare room in steps."""
     figures = _figures(now, vm)
-    if vm.now_bytes < vm.lowest_bytes:
+    goal = max(vm.lowest_bytes, min(vm.wanted_bytes, target))
+    if vm.now_bytes < goal:
         if not vm.demand.is_told:
             text = "nothing is known of its need any more, so it gets its memory back"
-            return _ask(now, vm.reading, vm.row, vm.balloon, vm.lowest_bytes, "balloon-silent", text, figures)
+            return _ask(now, vm.reading, vm.row, vm.balloon, goal, "balloon-silent", text, figures)
         if vm.is_short:
             text = (
                 "its guest is short: {available_bytes} available, {swap_in_bytes} a second coming from its swap, "
                 "{major_faults} major faults a second"
             )
-            return _ask(now, vm.reading, vm.row, vm.balloon, vm.lowest_bytes, "balloon-short", text, figures)
+            return _ask(now, vm.reading, vm.row, vm.balloon, goal, "balloon-short", text, figures)
         text = "its guest is forecast to need {need_bytes}, and keeps a margin of {margin_bytes}"
-        return _ask(now, vm.reading, vm.row, vm.balloon, vm.lowest_bytes, "balloon-need", text, figures)
+        return _ask(now, vm.reading, vm.row, vm.balloon, goal, "balloon-need", text, figures)
+    if fill_ratio >= CALM_FILL_RATIO:
+        return None
     spare = min(target, vm.now_bytes + int(SPARE_RATIO_PER_S * vm.reading.ram_bytes * elapsed_s))
     spare = spare if spare >= vm.balloon.most_bytes else spare // STEP_BYTES * STEP_BYTES
     is_worth = target - vm.now_bytes >= SPARE_WORTH_RATIO * vm.reading.ram_bytes or target == vm.balloon.most_bytes
@@ -287,18 +323,24 @@ def _lower(
     """Take one step towards the target, where that frees something and nobody was short lately."""
     if fill_ratio < CALM_FILL_RATIO or vm.is_short or now.now_s - vm.balloon.pressed_at_s < SHORT_REST_S:
         return None
+    if now.now_s - vm.balloon.grew_at_s < GREW_REST_S:
+        return None
     if not vm.demand.is_told or abs(vm.balloon.seen_bytes - vm.now_bytes) > TOLERANCE_BYTES:
         return None  # the step before is still under way
     resident = int(now.workloads.held_bytes[vm.row]) - vm.demand.overhead_bytes
     if resident - target < settings.plan.min_move_bytes:
         return None
-    is_urgent = fill_ratio * now.planned_bytes > now.target_bytes
-    rate = URGENT_RATIO_PER_S if is_urgent else CALM_RATIO_PER_S
+    urgency = min((fill_ratio - CALM_FILL_RATIO) / (URGENT_FILL_RATIO - CALM_FILL_RATIO), 1.0)
+    rate = CALM_RATIO_PER_S + urgency * (URGENT_RATIO_PER_S - CALM_RATIO_PER_S)
     step = min(max(int(rate * vm.reading.ram_bytes * elapsed_s), settings.plan.min_move_bytes), left_bytes)
     to_bytes = -(-max(target, vm.now_bytes - step) // STEP_BYTES) * STEP_BYTES
     if vm.now_bytes - to_bytes < min(settings.plan.min_move_bytes, vm.now_bytes - target):
         return None
-    figures = _figures(now, vm) | {"target_bytes": float(target), "fill_ratio": fill_ratio}
+    figures = _figures(now, vm) | {
+        "target_bytes": float(target),
+        "fill_ratio": fill_ratio,
+        "horizon_s": settings.forecast.act_horizon_s,
+    }
     text = (
         "its guest is forecast to need {need_bytes} over {horizon_s} and has {available_bytes} to spare, while the "
         "partitions are going to fill {fill_ratio} of the capacity; on the way to {target_bytes}"
@@ -311,7 +353,6 @@ def _figures(now: Situation, vm: _Vm) -> dict[str, float]:
     return {
         "need_bytes": float(max(need, vm.demand.need_bytes or 0)),
         "margin_bytes": float(vm.margin_bytes),
-        "lowest_bytes": float(vm.lowest_bytes),
         "available_bytes": float(vm.demand.available_bytes),
         "swap_in_bytes": vm.demand.swap_in_bytes_per_s,
         "major_faults": vm.demand.major_faults_per_s,

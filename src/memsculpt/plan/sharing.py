@@ -170,7 +170,10 @@ def _objection(state: SharingState, group: Group, now: SharingView, rules: Shari
     """Return why a group is not merged, None where it may be."""
     gain, members = group.gain, [one for one in group.members if one.is_private]
     if len(members) < 2:
-        return _why_not("sharing-alone", f"trust group {group.name}: fewer than two VMs with private memory run")
+        return _why_not(
+            "sharing-alone",
+            f"trust group {group.name}: fewer than two of its VMs run, with private memory and a monitor that answers",
+        )
     if gain is None:
         text = f"trust group {group.name}: its memory is looked through, {{looked_ratio}} so far"
         return _why_not("sharing-unknown", text, looked_ratio=group.looked_ratio)

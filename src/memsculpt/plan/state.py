@@ -69,7 +69,7 @@ class Balloon:
     seen_bytes: int  # at the last plan
     moved_at_s: float  # when that was last another value
     asked_bytes: int | None = None  # our last ask; None: it is as others left it
-    asked_from_bytes: int = 0
+    asked_from_bytes: int = 0  # where it was then, or was on its way to
     asked_at_s: float = float("-inf")
     rests_until_s: float = float("-inf")  # left alone until then, because ...
     rests_why: str = ""
@@ -77,6 +77,8 @@ class Balloon:
     is_given_back: bool = False  # somebody, or the guest, took back memory that we had asked for
     pressed_at_s: float = float("-inf")  # when the guest was last short
     foreign_at_s: float = float("-inf")  # when somebody else last moved it
+    need_bytes: int = 0  # the guest's at the last plan
+    grew_at_s: float = float("-inf")  # when that last rose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

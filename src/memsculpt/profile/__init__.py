@@ -8,7 +8,7 @@ from memsculpt.profile.blocks import ranges_of_zone, ranges_within, with_flag, w
 from memsculpt.profile.blocks import update as update_blocks
 from memsculpt.profile.duplicates import begin_sweep, estimate_gain, salt_from, see_again, take_in, to_see_again
 from memsculpt.profile.heat import merged as merged_touches
-from memsculpt.profile.phase_outlook import look_interval_s
+from memsculpt.profile.phase_outlook import calm_until_s, look_interval_s
 from memsculpt.profile.phase_outlook import predict as predict_phases
 from memsculpt.profile.phases import PhaseState
 from memsculpt.profile.phases import update as update_phases
@@ -42,6 +42,7 @@ __all__ = [
     "begin_blocks",
     "begin_sweep",
     "blocks_seen",
+    "calm_until_s",
     "choose_fault_rates",
     "choose_looks",
     "cost_of_looks",

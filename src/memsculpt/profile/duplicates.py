@@ -12,6 +12,9 @@ Of a content with n users the kernel saves n less one page for every `most_shari
 content c that was kept, the Horvitz-Thompson estimate is sum(s_c) / p, its variance sum(s_c^2) (1 - p) / p^2. Pages
 of zeros are one content with very many users, which a sample would mostly miss or blow up: they are all counted.
 
+Beside the sampling there is time: pages change between the look and the merge. DRIFT_RATIO of the estimate on either
+side stands for that (bench sharing: off by less in every round).
+
 What changes between two looks is not merged by the kernel (it compares a checksum of the scan before), so only pages
 that were the same at both looks count; the upper end of the interval is what all of them would give.
 """
@@ -30,6 +33,7 @@ KEPT_MOST = 1 << 18  # pages whose hashes are kept: 6 MiB
 ZEROS_KEPT = 1 << 10  # a VM's pages of zeros that are looked at twice
 HASHED_AT_ONCE = 32
 WIDTH = 2.0  # standard deviations on either side: 95 % where sampling is all that errs
+DRIFT_RATIO = 0.1
 PAGE_BYTES = 8 * PAGE_WORDS
 _HIGH_HALF = np.uint64(32)
 
@@ -153,10 +157,11 @@ def estimate_gain(sweep: Sweep, *, most_sharing: int, uses_zero_pages: bool, at_
     zeros_every, _ = _of_zeros(sweep.zero_pages.astype(np.float64), most_sharing, uses_zero_pages)
     size = float(saved.sum()) / p + zeros_saved
     high = float(every.sum()) / p + WIDTH * every_deviation + zeros_every
-    low = max(size - WIDTH * deviation, float(saved.sum()) + zeros_saved)
+    low = max(size - WIDTH * deviation, float(saved.sum()) + zeros_saved) - DRIFT_RATIO * size
+    high = max(high, size) + DRIFT_RATIO * size
     seen = len(sweep.is_same)
     return GroupGain(
-        total=Gain(size_bytes=size * PAGE_BYTES, low_bytes=low * PAGE_BYTES, high_bytes=max(high, size) * PAGE_BYTES),
+        total=Gain(size_bytes=size * PAGE_BYTES, low_bytes=low * PAGE_BYTES, high_bytes=high * PAGE_BYTES),
         by_vm={vm: float(by_vm[row] / p + zeros_by_vm[row]) * PAGE_BYTES for row, vm in enumerate(sweep.vms)},
         looked_pages=int(sweep.read_pages.sum()),
         zero_pages=int(sweep.zero_pages.sum()),

@@ -8,11 +8,12 @@ reporting, gives it back.
 
 `total` and `available` are the guest's MemTotal and MemAvailable (virtio-balloon statistics, virtio 1.2, 5.5.6.3).
 `reserved` is what the guest's kernel keeps out of MemTotal: RAM less balloon less total, at a moment when the balloon
-stands still. A guest with deflate-on-oom does not take the balloon out of its total; there `total` shrinks by the
-balloon here. `swapped` is what the guest itself has swapped and may go back to: swap-out less swap-in since it booted.
+stands still. A guest with deflate-on-oom does not take the balloon out of its total; there it is taken off here, and
+while it moves the need is only known within bounds: then what was known before stands, as far as these allow.
+`swapped` is what the guest itself has swapped and may go back to: swap-out less swap-in since it booted.
 Pages whose owners end in swap never come in again, so it halves in SWAP_HALF_LIFE_S while nothing comes in.
 
-Figures that are older than STALE_S, or that a balloon under way has overtaken, are no figures.
+Figures that are older than STALE_S are no figures.
 """
 
 import math
@@ -29,6 +30,8 @@ from memsculpt.domain.workload import Instance, WorkloadId
 
 STALE_S = 10.0
 SWAP_HALF_LIFE_S = 60.0
+PATH_S, LAG_S = 12.0, 1.2  # a guest's figures carry whole seconds, and the readings are a second apart
+SAME_S = 0.5  # guests tell once a second at most; nearer figures are the same, read twice
 SETTLED_S = 3.0  # so long after a balloon has moved its pages are gone from the host
 OVERHEAD_LEAST_BYTES = 32 << 20  # QEMU without a guest: binary, device state, stacks
 NOT_TOLD = "the guest tells nothing of its memory (no balloon driver, or statistics are off): the host's view is used"
@@ -43,6 +46,7 @@ class KnownGuest:
     balloon_bytes: int | None
     moved_at_s: float  # when the balloon was last seen to move; -inf: never
     guest: GuestMemory | None = None  # the newest figures that were taken in
+    path: tuple[tuple[float, int], ...] = ()  # when the balloon was seen to leave the guest how much, the last seconds
     reserved_bytes: int | None = None
     swapped_bytes: float = 0.0
     need_bytes: int | None = None
@@ -81,8 +85,11 @@ class GuestView:
     rows: GuestRows | None = None  # None: there is no VM
 
 
-def follow_guests(known: Guests, observation: Observation) -> GuestView:
-    """Take in one observation. A VM whose process is another is another VM, whatever it is called."""
+def follow_guests(known: Guests, observation: Observation, overheads: Mapping[VmId, int]) -> GuestView:
+    """Take in one observation. A VM whose process is another is another VM, whatever it is called.
+
+    `overheads` is what QEMU holds of its own, in bytes, where somebody has measured it.
+    """
     if not observation.vms:
         return GuestView(known={})
     row_of = {one: row for row, one in enumerate(observation.workloads.ids)}
@@ -95,7 +102,9 @@ def follow_guests(known: Guests, observation: Observation) -> GuestView:
         one = _with_rates(_with_memory(before, reading, observation.time_s), reading)
         row = row_of.get(reading.workload)
         if row is not None:
-            one = replace(one, overhead_bytes=_overhead_bytes(one, reading, observation, row))
+            measured = overheads.get(reading.id)
+            overhead = _overhead_bytes(one, reading, observation, row) if measured is None else measured
+            one = replace(one, overhead_bytes=overhead)
         followed[reading.id] = one
         demands[reading.workload] = _demand(one, reading, observation.time_s)
     return GuestView(known=followed, demands=demands, rows=_rows(followed, demands, observation, row_of))
@@ -105,8 +114,11 @@ def _with_memory(known: KnownGuest, reading: VmReading, now_s: float) -> KnownGu
     """Take in the guest's figures, once each."""
     if reading.balloon_bytes != known.balloon_bytes:
         known = replace(known, balloon_bytes=reading.balloon_bytes, moved_at_s=now_s)
+    if reading.balloon_bytes is not None:
+        kept = tuple(one for one in known.path if one[0] > now_s - PATH_S)
+        known = replace(known, path=(*kept, (now_s, reading.balloon_bytes)))
     told, before = reading.guest, known.guest
-    if told is None or (before is not None and told.updated_at_s <= before.updated_at_s):
+    if told is None or (before is not None and told.updated_at_s < before.updated_at_s + SAME_S):
         return known
     known = replace(known, guest=told)
     known = _with_swap(known, told, before, reading)
@@ -114,19 +126,27 @@ def _with_memory(known: KnownGuest, reading: VmReading, now_s: float) -> KnownGu
     if used_bytes is None or told.total_bytes is None:
         return replace(known, need_bytes=None)
     balloon_bytes = reading.ram_bytes if reading.balloon_bytes is None else reading.balloon_bytes
-    taken_bytes = max(reading.ram_bytes - balloon_bytes, 0)
     stands_still = told.updated_at_s > known.moved_at_s
     if reading.features.deflate_on_oom:
-        # The balloon is a part of `used` here: what it took is known only while it stands still.
-        if not stands_still and known.need_bytes is not None:
-            return known
-        used_bytes = max(used_bytes - taken_bytes, 0)
-        reserved_bytes = max(reading.ram_bytes - told.total_bytes, 0)
-    else:
-        reserved_bytes = max(balloon_bytes - told.total_bytes, 0) if stands_still else None
-    known = replace(known, reserved_bytes=known.reserved_bytes if reserved_bytes is None else reserved_bytes)
+        known = replace(known, reserved_bytes=max(reading.ram_bytes - told.total_bytes, 0))
+    elif stands_still:
+        known = replace(known, reserved_bytes=max(balloon_bytes - told.total_bytes, 0))
     need = used_bytes + (known.reserved_bytes or 0) + int(known.swapped_bytes)
+    if reading.features.deflate_on_oom:
+        # The balloon is a part of `used` here. How much it held when the guest spoke is known within bounds only.
+        taken_least, taken_most = _taken_bytes(known, reading, told.updated_at_s)
+        least, most = max(need - taken_most, 0), max(need - taken_least, 0)
+        need = least if taken_least == taken_most else min(max(known.need_bytes or 0, least), most)
     return replace(known, need_bytes=min(need, reading.ram_bytes))
+
+
+def _taken_bytes(known: KnownGuest, reading: VmReading, at_s: float) -> tuple[int, int]:
+    """Return the least and the most that the balloon may have held at a time, by the readings around it."""
+    around = [size for time_s, size in known.path if at_s - LAG_S <= time_s <= at_s + LAG_S]
+    before = [size for time_s, size in known.path if time_s < at_s - LAG_S][-1:]
+    after = [size for time_s, size in known.path if time_s > at_s + LAG_S][:1]
+    sizes = [*before, *around, *after] or [known.balloon_bytes or reading.ram_bytes]
+    return max(reading.ram_bytes - max(sizes), 0), max(reading.ram_bytes - min(sizes), 0)
 
 
 def _with_swap(known: KnownGuest, told: GuestMemory, before: GuestMemory | None, reading: VmReading) -> KnownGuest:
@@ -164,7 +184,7 @@ def _with_rates(known: KnownGuest, reading: VmReading) -> KnownGuest:
     """Follow the processors and devices; a reading is taken in once."""
     if not reading.read_at_s > known.read_at_s:
         return known
-    network_bytes = (reading.received_bytes or 0) + (reading.sent_bytes or 0)  # of VMs without a tap nobody knows
+    network_bytes = (reading.received_bytes or 0) + (reading.sent_bytes or 0)
     moved_bytes = reading.read_bytes + reading.written_bytes + network_bytes
     elapsed_s = reading.read_at_s - known.read_at_s
     has_rates = math.isfinite(elapsed_s)

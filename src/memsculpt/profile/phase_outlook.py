@@ -13,13 +13,14 @@ import numpy as np
 from memsculpt.domain.arrays import Float64, Int64
 from memsculpt.domain.phases import Prediction, Sign, Upcoming
 from memsculpt.profile import phase_sets, slots, strides
-from memsculpt.profile.phases import LEAD_MOST_S, Follower, Phase, PhaseState, changes, phase_of
+from memsculpt.profile.phases import LEAD_MOST_S, Follower, Phase, PhaseState, Segment, changes, phase_of
 from memsculpt.profile.slots import Bits
 
 PROBABILITY_LEAST = 0.2
 CHAIN_MOST = 4
 LEARNT_OCCURRENCES = 3  # from so many on the times of a phase are relied on
-STEADY_LOOKS = 10  # of something that has no known end
+STEADY_LOOKS = 25  # of something that has no known end
+STEADY_RATIO = 0.9
 OVERDUE_RATIO = 1.5
 LOOKS_IN_VAIN = 50  # without a phase that comes back; then is looked half as often
 # Gaps that differ from the median by more than this share are no rhythm.
@@ -75,7 +76,7 @@ def calm_until_s(state: PhaseState, now_s: float) -> float:
         is_learnt = phase is not None and phase.blocks.occurrences >= LEARNT_OCCURRENCES
         if phase is not None and is_learnt and now_s - segment.onset_s <= OVERDUE_RATIO * max(phase.dwells_s):
             return segment.onset_s + float(np.quantile(phase.dwells_s, 0.1))
-        return float("inf") if segment.looks >= STEADY_LOOKS else float("-inf")
+        return float("inf") if segment.looks >= STEADY_LOOKS and _is_steady(state, segment) else float("-inf")
     announced = (
         *_by_chain(state, now_s, float("inf")),
         *_by_period(state, now_s),
@@ -86,6 +87,12 @@ def calm_until_s(state: PhaseState, now_s: float) -> float:
     if not likely or any(known.get(number, 0) < LEARNT_OCCURRENCES for number, _ in likely):
         return float("-inf")
     return min(low_s for _, low_s in likely)
+
+
+def _is_steady(state: PhaseState, segment: Segment) -> bool:
+    """Tell whether the last two looks saw the same: rare looks may straddle an end and a begin, and then differ."""
+    latest, earlier = (slots.widened(bits, state.slots) for bits in (segment.latest, segment.earlier))
+    return slots.size_of(latest & earlier) >= STEADY_RATIO * slots.size_of(latest | earlier)
 
 
 def replay(state: PhaseState, now_s: float) -> Prediction:

@@ -85,6 +85,7 @@ class ProfileState:
     workloads: Remembered = field(default_factory=Remembered)
     processes: ProcessTimes = field(default_factory=ProcessTimes)
     guests: Mapping[VmId, KnownGuest] = field(default_factory=dict[VmId, KnownGuest])
+    overheads: Mapping[VmId, int] = field(default_factory=dict[VmId, int])  # QEMU's own memory, where it was measured
 
 
 def rows_before(ids: tuple[WorkloadId, ...], before: tuple[WorkloadId, ...]) -> Int64:

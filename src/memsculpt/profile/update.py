@@ -8,6 +8,8 @@
   in a workload that runs all the time. What a VM needs is its guest's word (guests.py).
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from memsculpt.domain.arrays import Bool, Float64, Int64
@@ -65,7 +67,7 @@ def update(state: ProfileState, observation: Observation, settings: Settings) ->
     lacking = np.maximum(pulled, _sum_by_workload(ran.lacks_bytes, processes, len(seen.ids)))
     coming = np.minimum(lacking, seen.swapped_bytes).astype(np.int64)
     needed = np.where(is_active, np.maximum(needed + coming, np.where(has_woken, wanted, 0)), needed)
-    guests = follow_guests(state.guests, observation)
+    guests = follow_guests(state.guests, observation, state.overheads)
     if guests.rows is not None:  # a guest knows better than its host what it needs
         needed = np.where(guests.rows.is_told, guests.rows.needed_bytes, needed)
     remembered = _remember(
@@ -107,8 +109,8 @@ def update(state: ProfileState, observation: Observation, settings: Settings) ->
         programs=seen.programs,
         guests=guests.demands,
     )
-    state = ProfileState(time_s=now_s, workloads=remembered, processes=ran.times, guests=guests.known)
-    return state, profiles
+    remembers = replace(state, time_s=now_s, workloads=remembered, processes=ran.times, guests=guests.known)
+    return remembers, profiles
 
 
 def _sum_by_workload(column: Int64, processes: Processes, count: int) -> Float64:

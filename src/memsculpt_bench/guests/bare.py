@@ -6,6 +6,7 @@ For what is looked at from outside: the memory of several guests at once, and th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class BareMachine:
     merge: bool = False
     memory_backend: bool = True  # False: QEMU's own default RAM, which has no -object line
     monitor: Path | None = None  # where QMP listens
+    more: tuple[str, ...] = ()  # further arguments of QEMU
 
     def command(self, folder: Path, shell_fd: int) -> list[str]:
         """Return QEMU's command line; see `Guest`."""
@@ -61,18 +63,21 @@ class BareMachine:
             *("-kernel", str(self.kernel_image), "-initrd", str(self.initramfs)),
             *("-append", "console=ttyS0 quiet panic=-1 nokaslr", "-serial", f"file:{folder / 'console.log'}"),
             *("-device", "virtio-serial-pci", "-chardev", f"socket,id=shell,fd={shell_fd},server=off"),
-            *("-device", f"virtserialport,chardev=shell,name={image.SHELL_PORT}", *monitor),
+            *("-device", f"virtserialport,chardev=shell,name={image.SHELL_PORT}", *monitor, *self.more),
         ]
 
 
-def prepare(cache: Path, folder: Path, series: str = "6.1") -> tuple[Path, Path]:
-    """Return kernel and initramfs. Raises debian.Unavailable where they cannot be had."""
+def prepare(
+    cache: Path, folder: Path, series: str = "6.1", programs: Mapping[str, bytes] | None = None
+) -> tuple[Path, Path]:
+    """Return kernel and initramfs, with static `programs` in /bin. Raises debian.Unavailable where there are none."""
     with image.locked(cache):
         kernel = kernels.ensure(cache, series)
     modules = kernels.read_modules(kernel, MODULES)
     folder.mkdir(parents=True, exist_ok=True)
     packed = folder / "bare.initramfs"
-    packed.write_bytes(initramfs.build(modules, init=INIT))
+    more = [initramfs.file(f"bin/{name}", content) for name, content in (programs or {}).items()]
+    packed.write_bytes(initramfs.build(modules, init=INIT, more=more))
     return kernel.image, packed
 
 

@@ -58,7 +58,16 @@ class Machine:
         return [
             *("setpriv", "--pdeathsig", "KILL"),  # even a killed test session leaves no QEMU behind
             *(QEMU, "-accel", "tcg,thread=multi", "-nodefaults", "-no-reboot", "-display", "none"),
-            *("-cpu", "max,la57=off", "-smp", str(self.cpus), "-machine", "q35", "-m", f"{self.memory_bytes >> 20}M"),
+            *(
+                "-cpu",
+                "max,la57=off",
+                "-smp",
+                str(self.cpus),
+                "-machine",
+                "q35,mem-merge=off",
+                "-m",
+                f"{self.memory_bytes >> 20}M",
+            ),
             *("-kernel", str(self.kernel_image), "-initrd", str(self.initramfs), "-append", append),
             *("-serial", f"file:{folder / 'console.log'}", "-device", "virtio-serial-pci"),
             *("-chardev", f"socket,id=shell,fd={shell_fd},server=off"),
@@ -198,15 +207,7 @@ class Guest:
 
         Raises GuestError where there is none here either.
         """
-        program = self.folder / source.stem
-        command = ["cc", "-O2", "-Wall", "-static", "-o", str(program), str(source)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError as error:
-            raise GuestError("programs for guests are written in C: apt install gcc") from error
-        if done.returncode:
-            raise GuestError(f"{source.name} does not compile: {done.stderr[-2000:]}")
-        self.write_file(path, program.read_bytes())
+        self.write_file(path, compiled(source, self.folder))
         self.check(f"chmod 755 {shlex.quote(path)}")
 
     def console_tail(self) -> str:
@@ -248,6 +249,19 @@ class Guest:
 
     def _error(self, problem: str) -> GuestError:
         return GuestError(f"{problem}\n{self.console_tail()}")
+
+
+def compiled(source: Path, folder: Path) -> bytes:
+    """Compile a C program for guests, which have no libraries. Raises GuestError where there is no compiler."""
+    program = folder / source.stem
+    command = ["cc", "-O2", "-Wall", "-static", "-o", str(program), str(source)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise GuestError("programs for guests are written in C: apt install gcc") from error
+    if done.returncode:
+        raise GuestError(f"{source.name} does not compile: {done.stderr[-2000:]}")
+    return program.read_bytes()
 
 
 class _Found(NamedTuple):

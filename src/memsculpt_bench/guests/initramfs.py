@@ -77,8 +77,10 @@ def pack(entries: Iterable[Entry]) -> bytes:
     return bytes(archive)
 
 
-def build(modules: Iterable[tuple[str, bytes]], busybox: Path = BUSYBOX, init: str = INIT) -> bytes:
-    """Return the initramfs with `modules`, which are inserted in the order given, and an init that does it."""
+def build(
+    modules: Iterable[tuple[str, bytes]], busybox: Path = BUSYBOX, init: str = INIT, more: Iterable[Entry] = ()
+) -> bytes:
+    """Return the initramfs with `modules`, which are inserted in the order given, an init that does it, and `more`."""
     modules = list(modules)
     order = "".join(f"{name}.ko\n" for name, _ in modules)
     return pack(
@@ -90,5 +92,6 @@ def build(modules: Iterable[tuple[str, bytes]], busybox: Path = BUSYBOX, init: s
             file("init", init.encode()),
             file("mod/order", order.encode(), 0o644),
             *(file(f"mod/{name}.ko", content, 0o644) for name, content in modules),
+            *more,
         ]
     )

@@ -44,7 +44,7 @@ def test_a_sculpt_is_done_by_the_next_tick(own_scene, body):
     assert told["moved_bytes"] == 0
     assert set(told["zones"]) == {"hot", "warm", "cold", "prefetch"}
     assert told["zones"]["warm"] > 0
-    assert set(told["prefetch"]) == {"recall", "precision"}
+    assert set(told["prefetch"]) == {"recall", "precision", "timeliness"}
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_people_get_a_table_with_problems_below(agent):
     assert "128 MiB" in web
     assert "running" in web
     (bare,) = [line for line in lines if "\\x1b[31m" in line]
-    assert bare.split().count("-") == 3  # balloon, used, available
+    assert bare.split().count("-") == 4  # balloon, need, used, available
     assert any(line.startswith("silent: ") for line in lines)
     assert "\x1b" not in "".join(lines)
     assert vm_table({"vms": []}).startswith("no virtual machines")

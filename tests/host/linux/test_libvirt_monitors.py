@@ -142,7 +142,7 @@ def reached(monitors: LibvirtMonitors) -> bool:
 
 
 def test_a_domain_is_told_as_a_monitor_would_tell_it(monitors, libvirt):
-    """Sizes are bytes, sums are over devices, the guest's word is aged; its statistics are polled, and left as found."""
+    """Sizes are bytes, sums are over devices, the guest's word is aged; its statistics are polled, and put back."""
     wait_for(lambda: reached(monitors))
     told = monitors.told()[VM]
     assert told.facts.state is VmState.RUNNING

@@ -104,7 +104,7 @@ def test_an_interval_that_somebody_set_stays(monitors, tmp_path):
 
 
 FAULTS = {
-    "says nothing": ({"greeting": None}, "did not greet"),
+    "says nothing": ({"greeting": None}, "does not greet within 0.3 s"),
     "is no QMP": ({"greeting": b"HTTP/1.1 400 Bad Request\r\n\r\n"}, "no JSON"),
     "greets oddly": ({"greeting": b'{"QMP": 3}\r\n'}, "greets with what is no QMP"),
     "never ends a line": ({"greeting": b"x" * (5 << 20)}, "more than 4 MiB"),

@@ -283,12 +283,8 @@ class VmView(msgspec.Struct, kw_only=True):
     sent_bytes: int | None
     dirtied_bytes_per_s: float | None  # null: not measured
     problem: str
-
-
-class VmsView(msgspec.Struct, kw_only=True):
-    """All virtual machines."""
-
-    vms: list[VmView]
+    need_bytes: int | None = None  # of guest memory, as it is forecast; null: the guest does not tell
+    overhead_bytes: int | None = None  # QEMU's own
 
 
 class OvercommitView(msgspec.Struct, kw_only=True):
@@ -301,6 +297,13 @@ class OvercommitView(msgspec.Struct, kw_only=True):
     horizon_s: float
     together_ratio: float  # chance within the horizon, if they peak together
     apart_ratio: float  # the same, if each peaks for itself
+
+
+class VmsView(msgspec.Struct, kw_only=True):
+    """All virtual machines."""
+
+    vms: list[VmView]
+    overcommit: OvercommitView | None = None  # None: no partition holds a VM
 
 
 class StatusView(msgspec.Struct, kw_only=True):

@@ -2,7 +2,6 @@
 """GET /v1/status: everything at a glance."""
 
 import memsculpt
-from memsculpt import plan
 from memsculpt.domain.observation import HostMemory
 from memsculpt.domain.report import Report, Scores
 from memsculpt.doors import words
@@ -12,12 +11,11 @@ from memsculpt.doors.api.schema import (
     AgentView,
     BackoffView,
     MemoryView,
-    OvercommitView,
     SamplingView,
     ScoresView,
     StatusView,
 )
-from memsculpt.doors.api.vms import list_vms
+from memsculpt.doors.api.vms import list_vms, view_overcommit
 from memsculpt.doors.api.workloads import list_workloads
 
 RECENT_ACTIONS = 20
@@ -45,25 +43,6 @@ def view_status(report: Report) -> StatusView:
         growth=_view_sampling(report),
         vms=list_vms(report),
         overcommit=view_overcommit(report),
-    )
-
-
-def view_overcommit(report: Report) -> OvercommitView | None:
-    """Return how far the partitions' VMs are overcommitted; None where they hold none."""
-    observation, profiles, forecasts = report.observation, report.profiles, report.forecasts
-    if observation is None or profiles is None or forecasts is None:
-        return None
-    found = plan.overcommit_of(observation, profiles, forecasts, report.settings)
-    if found is None:
-        return None
-    return OvercommitView(
-        vm_count=found.vm_count,
-        reach_bytes=found.reach_bytes,
-        capacity_bytes=found.capacity_bytes,
-        ratio=found.ratio,
-        horizon_s=found.horizon_s,
-        together_ratio=found.together_ratio,
-        apart_ratio=found.apart_ratio,
     )
 
 

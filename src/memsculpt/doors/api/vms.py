@@ -1,17 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """GET /v1/vms: virtual machines, as their monitors and guests tell them."""
 
+from collections.abc import Mapping
 from math import isfinite
 
+from memsculpt import plan
+from memsculpt.domain.guest import GuestDemand
 from memsculpt.domain.report import Report
 from memsculpt.domain.vm import GuestMemory, VmReading
+from memsculpt.domain.workload import WorkloadId
 from memsculpt.doors import words
-from memsculpt.doors.api.schema import GuestMemoryView, VmsView, VmView
+from memsculpt.doors.api.schema import GuestMemoryView, OvercommitView, VmsView, VmView
 
 
 def view_vms(report: Report) -> VmsView:
     """Return every VM of the last tick, by workload."""
-    return VmsView(vms=list_vms(report))
+    return VmsView(vms=list_vms(report), overcommit=view_overcommit(report))
+
+
+def view_overcommit(report: Report) -> OvercommitView | None:
+    """Return how far the partitions' VMs are overcommitted; None where they hold none."""
+    observation, profiles, forecasts = report.observation, report.profiles, report.forecasts
+    if observation is None or profiles is None or forecasts is None:
+        return None
+    found = plan.overcommit_of(observation, profiles, forecasts, report.settings)
+    if found is None:
+        return None
+    return OvercommitView(
+        vm_count=found.vm_count,
+        reach_bytes=found.reach_bytes,
+        capacity_bytes=found.capacity_bytes,
+        ratio=found.ratio,
+        horizon_s=found.horizon_s,
+        together_ratio=found.together_ratio,
+        apart_ratio=found.apart_ratio,
+    )
 
 
 def list_vms(report: Report) -> list[VmView]:
@@ -20,10 +43,11 @@ def list_vms(report: Report) -> list[VmView]:
     if seen is None:
         return []
     partitions = dict(zip(seen.workloads.ids, seen.workloads.partitions, strict=True))
-    return [_view(one, partitions.get(one.workload), report.now_s) for one in seen.vms]
+    demands: Mapping[WorkloadId, GuestDemand] = {} if report.profiles is None else report.profiles.guests
+    return [_view(one, partitions.get(one.workload), demands.get(one.workload), report.now_s) for one in seen.vms]
 
 
-def _view(vm: VmReading, partition: str | None, now_s: float) -> VmView:
+def _view(vm: VmReading, partition: str | None, demand: GuestDemand | None, now_s: float) -> VmView:
     return VmView(
         uuid=words.text_of(vm.id),
         name=words.text_of(vm.name),
@@ -44,6 +68,8 @@ def _view(vm: VmReading, partition: str | None, now_s: float) -> VmView:
         sent_bytes=vm.sent_bytes,
         dirtied_bytes_per_s=vm.dirtied_bytes_per_s if isfinite(vm.dirtied_bytes_per_s) else None,
         problem=words.text_of(vm.problem),
+        need_bytes=None if demand is None else demand.need_bytes,
+        overhead_bytes=None if demand is None else demand.overhead_bytes,
     )
 
 

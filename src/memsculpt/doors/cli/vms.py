@@ -36,7 +36,7 @@ def vm_table(told: dict[str, Any]) -> str:
     """Return the virtual machines for people; problems below the table, for they are sentences."""
     if not told["vms"]:
         return "no virtual machines: no process of QEMU runs here, or this user may not see it"
-    heads = ("NAME", "UUID", "STATE", "RAM", "BALLOON", "USED", "AVAILABLE", "VCPU")
+    heads = ("NAME", "UUID", "STATE", "RAM", "BALLOON", "NEED", "USED", "AVAILABLE", "VCPU")
     rows = [
         (
             words.shortened(one["name"], 32),
@@ -44,6 +44,7 @@ def vm_table(told: dict[str, Any]) -> str:
             one["state"],
             format_bytes(one["ram_bytes"]) if one["ram_bytes"] else UNKNOWN,
             _size(one["balloon_bytes"]),
+            _size(one["need_bytes"]),
             _size(one["guest"] and one["guest"]["used_bytes"]),
             _size(one["guest"] and one["guest"]["available_bytes"]),
             format_duration_s(one["vcpu_s"]) if one["age_s"] is not None else UNKNOWN,

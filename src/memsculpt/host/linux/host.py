@@ -63,7 +63,7 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
         self._detail_interval_s = settings.observe.detail_interval_s
         found, unified = find_controller()
         self._controller: Controller | None = SystemdLimits(found) if found is not None and runs_systemd() else found
-        self._vms = VirtualMachines(settings.vms, interval_s=settings.interval_s)
+        self._vms = VirtualMachines(settings.vms, interval_s=settings.interval_s, on_foreign_balloon=self.wake)
         self._observer = LinuxObserver(found, unified, processes=_best_processes(), vms=self._vms)
         self._partitions: tuple[PartitionSettings, ...] = ()
         self._wakes = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -273,6 +273,10 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
         os.close(self._wakes)
         if self._trigger is not None:
             os.close(self._trigger)
+
+    def _find_vms(self) -> None:
+        now_s = time.monotonic()
+        self._vms.find(self._observer.processes.read_all(now_s, {}, self._detail_interval_s), now_s)
 
     def _memory(self) -> Controller:
         if self._controller is None:

@@ -27,11 +27,13 @@ from memsculpt.host.linux.taps import Taps
 from memsculpt.host.linux.thread_times import ThreadTimes
 from memsculpt.host.linux.vm_asking import Question, VmAsking, VmFacts
 
-PAUSE_FIRST_S, PAUSE_MOST_S = 1.0, 60.0  # after a failure; doubled with each that follows
+PAUSE_FIRST_S, PAUSE_MOST_S = 1.0, 30.0  # after a failure; doubled with each that follows
 EVENTS_MOST_PER_S = 500  # a busy guest sends a few
 RECEIVED_MOST_BYTES_PER_S = 16 << 20
 RECEIVE_BYTES = 64 << 10  # of one peer in one turn, so that a flood delays nobody
 NETWORK_EVERY_S = 5.0
+FAREWELL_MOST_S = 1.0
+BALLOON_STEP_BYTES = 2 << 20  # guests move in steps of 1 MiB
 DEAD = "the thread that asks monitors has ended by an error (fix: restart the agent, and report what it printed)"
 
 
@@ -105,10 +107,16 @@ class Monitors:
         interval_s: float,
         dirty_every_s: float = 0.0,
         proc: str = "/proc",
+        on_foreign_balloon: Callable[[], None] | None = None,
         now_s: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        """Start the thread. `timeout_s` is for one answer, `interval_s` between two looks at a VM."""
+        """Start the thread. `timeout_s` is for one answer, `interval_s` between two looks at a VM.
+
+        `on_foreign_balloon` is called from the thread when a balloon is told to be where nobody here has asked it to.
+        """
+        self._on_foreign_balloon = on_foreign_balloon
+        self._expected: dict[Instance, tuple[int, int]] = {}  # where balloons may be by our own doing
         self._timeout_s, self._interval_s, self._dirty_every_s = timeout_s, interval_s, dirty_every_s
         self._proc, self._now_s, self._wall_s = proc, now_s, wall_s
         self._lock = threading.Lock()
@@ -163,6 +171,12 @@ class Monitors:
                 retry_in_s=PAUSE_FIRST_S,
             ) from error
 
+    def expect_balloon(self, process: Instance, from_bytes: int, to_bytes: int) -> None:
+        """Take note that a balloon is being asked to move: what lies between is no news."""
+        with self._lock:
+            low, high = min(from_bytes, to_bytes), max(from_bytes, to_bytes)
+            self._expected[process] = (low - BALLOON_STEP_BYTES, high + BALLOON_STEP_BYTES)
+
     def close(self) -> None:
         """Put back what was changed in the VMs, as far as they answer at once, and end the thread; twice is as once."""
         if self._ends:
@@ -191,8 +205,7 @@ class Monitors:
                         os.eventfd_read(self._wakes)
                 elif link is not None:
                     self._attend(link, ready)
-        for link in self._links.values():
-            self._say_farewell(link)
+        self._say_farewells()
         self._links.clear()
 
     def _nap_s(self, now_s: float) -> float:
@@ -224,7 +237,7 @@ class Monitors:
     def _advance(self, link: _Link, now_s: float) -> None:
         """Do what is due: connect, ask, or give up waiting."""
         if now_s >= link.deadline_s:
-            self._fail(link, f"{link.waits_for} within {self._timeout_s:g} s")
+            self._fail(link, link.waits_for)
         elif link.channel is None:
             if now_s >= link.due_s:
                 self._connect(link, now_s)
@@ -246,9 +259,10 @@ class Monitors:
         link.window_s, link.events, link.received_bytes = now_s, 0, 0
         self._by_fd[link.channel.fileno()] = link
         self._poll.register(link.channel.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
-        self._wait(link, f"{path} takes connections and did not greet (another client uses it, or it hangs)", now_s)
+        self._wait(link, f"{path} does not greet", now_s, "another client uses it, or it hangs")
 
-    def _wait(self, link: _Link, what: str, now_s: float) -> None:
+    def _wait(self, link: _Link, what: str, now_s: float, why: str = "") -> None:
+        what = f"{what} within {self._timeout_s:g} s" + (f" ({why})" if why else "")
         link.waits_for, link.deadline_s, link.due_s = what, now_s + self._timeout_s, float("inf")
 
     def _ask_next(self, link: _Link, now_s: float) -> None:
@@ -315,12 +329,25 @@ class Monitors:
             return
         for event in link.session.events:
             link.asking.hear(event)
+            if event.name == "BALLOON_CHANGE":
+                self._hear_balloon(link)
         link.session.events.clear()
         if link.session.stage is not before:
             self._wait(link, "no answer to the negotiation", now_s)
         if link.session.stage is Stage.READY and link.session.is_answered and link.waits_for:
             self._take_answers(link, now_s)
         self._advance(link, now_s)
+
+    def _hear_balloon(self, link: _Link) -> None:
+        """Publish where a balloon is at once, and tell who is to know when that is not our doing."""
+        process, actual = link.target.process, link.asking.facts.balloon_bytes
+        with self._lock:
+            told, expected = self._told.get(process), self._expected.get(process)
+            if told is not None:
+                self._told[process] = replace(told, facts=copy_of(link.asking.facts))
+        is_ours = expected is not None and actual is not None and expected[0] <= actual <= expected[1]
+        if not is_ours and self._on_foreign_balloon is not None:
+            self._on_foreign_balloon()
 
     def _floods(self, link: _Link, received_bytes: int, now_s: float) -> bool:
         if now_s - link.window_s >= 1.0:
@@ -402,17 +429,36 @@ class Monitors:
         for job in jobs:
             job.answers.set_exception(error)
 
-    def _say_farewell(self, link: _Link) -> None:
-        """Put back what we changed in the VM. Nobody waits for the answer: the VM may hang."""
-        if link.channel is not None and link.session.stage is Stage.READY:
-            commands = link.asking.farewell()
-            session = Session()
-            session.stage = Stage.READY
-            with contextlib.suppress(OSError):  # it is gone, or does not read: nothing more can be done
-                link.channel.send(link.unsent + (session.ask(commands) if commands else b""))
-        self._hang_up(link)
-        self._fail_jobs(link, Vanished(place=f"process {link.target.process.pid}"))
-        link.times.close()
+    def _say_farewells(self) -> None:
+        """Put back what we changed in the VMs, as far as they answer within a moment: one may hang.
+
+        The answer is waited for, because QEMU drops what it has not yet read when a client hangs up.
+        """
+        deadline_s = self._now_s() + min(self._timeout_s, FAREWELL_MOST_S)
+        waiting = {one.channel.fileno(): one for one in self._links.values() if one.channel and one.asking.farewell()}
+        told: set[int] = set()
+        while waiting and (left_s := deadline_s - self._now_s()) > 0.0:
+            for descriptor, link in list(waiting.items()):
+                if link.session.stage is not Stage.READY or (descriptor in told and link.session.is_answered):
+                    del waiting[descriptor]
+                elif descriptor not in told and link.session.is_answered:
+                    told.add(descriptor)
+                    link.unsent += link.session.ask(link.asking.farewell())
+                    self._send(link)
+            for descriptor, _ in self._poll.poll(left_s) if waiting else ():
+                link = waiting.get(descriptor)
+                if link is not None and link.channel is not None:
+                    try:
+                        content = link.channel.recv(RECEIVE_BYTES)
+                        link.session.feed(content)
+                    except (OSError, ProtocolError):  # it is gone or lost: nothing more can be done
+                        content = b""
+                    if not content:
+                        del waiting[descriptor]
+        for link in self._links.values():
+            self._hang_up(link)
+            self._fail_jobs(link, Vanished(place=f"process {link.target.process.pid}"))
+            link.times.close()
 
 
 def connect(path: str, pid: int | None = None, proc: str = "/proc") -> socket.socket:

@@ -56,12 +56,20 @@ class VirtualMachines:
         proc: str = "/proc",
         open_monitors: Callable[[], Monitors] | None = None,
         open_libvirt: Callable[[], LibvirtMonitors] | None = None,
+        on_foreign_balloon: Callable[[], None] | None = None,
     ) -> None:
-        """Know no VM yet; `open_monitors` starts what asks them, `open_libvirt` what asks libvirt for its VMs."""
+        """Know no VM yet; `open_monitors` starts what asks them, `open_libvirt` what asks libvirt for its VMs.
+
+        `on_foreign_balloon` is called, from another thread, when a balloon moves that nobody here has asked to.
+        """
         self._settings, self._proc = settings, proc
         self._open_monitors = open_monitors or (
             lambda: Monitors(
-                timeout_s=settings.timeout_s, interval_s=interval_s, dirty_every_s=settings.dirty_every_s, proc=proc
+                timeout_s=settings.timeout_s,
+                interval_s=interval_s,
+                dirty_every_s=settings.dirty_every_s,
+                proc=proc,
+                on_foreign_balloon=on_foreign_balloon,
             )
         )
         self._open_libvirt = open_libvirt or (
@@ -112,6 +120,26 @@ class VirtualMachines:
     def asker_of(self, machine: Machine) -> Monitors | LibvirtMonitors | None:
         """Return what asks a VM's monitor; None where nobody does."""
         return self._libvirt if self._is_asked_by_libvirt(machine) else self._monitors
+
+    def expect_balloon(self, process: Instance, from_bytes: int, to_bytes: int) -> None:
+        """Take note that a balloon is being asked to move: what lies between is no news."""
+        if self._monitors is not None:
+            self._monitors.expect_balloon(process, from_bytes, to_bytes)
+
+    @property
+    def timeout_s(self) -> float:
+        """How long one answer of a monitor may take."""
+        return self._settings.timeout_s
+
+    @property
+    def monitors(self) -> Monitors | None:
+        """What asks monitors of their own; None while there is no such VM."""
+        return self._monitors
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether anything asks monitors: not while there is no VM."""
+        return self._monitors is not None or self._libvirt is not None
 
     def close(self) -> None:
         """End the asking."""

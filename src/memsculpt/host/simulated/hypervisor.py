@@ -46,7 +46,10 @@ class SimulatedHypervisor:
 
     def read_balloon(self, vm: VmId) -> int:
         """Return what the balloon leaves the guest; see the protocol."""
-        raise Vanished(place=f"vm {vm}")
+        _, guest = self._answering(vm)
+        if not guest.machine.features.balloon:
+            raise Refused(place=f'VM "{guest.machine.name}"', problem="has no balloon", fix="give it one: features")
+        return guest.balloon_bytes
 
     def set_balloon(self, vm: VmId, size_bytes: int) -> BalloonSet:
         """Ask a balloon; see the protocol."""
