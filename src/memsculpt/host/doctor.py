@@ -48,6 +48,7 @@ class KernelFacts:
     collapse: str = ""
     pagemap: str = ""
     pagemap_scan: str = ""
+    map_files: str = ""
     has_clear_refs: bool = False
     swap_bytes: int = 0
     has_zram_control: bool = False
@@ -94,6 +95,7 @@ def read_facts(proc: str = "/proc", sys: str = "/sys") -> KernelFacts:
         collapse=_tried(_try_collapse),
         pagemap=_tried(_try_pagemap),
         pagemap_scan=_tried(_try_pagemap_scan),
+        map_files=_tried(_try_map_files),
         has_clear_refs=Path(proc, "self/clear_refs").exists(),
         swap_bytes=int(meminfo.get("SwapTotal", "0 kB").split()[0]) * 1024,
         has_zram_control=Path(sys, "class/zram-control/hot_add").exists(),
@@ -165,6 +167,12 @@ def capabilities_from(facts: KernelFacts) -> Mapping[str, Capability]:
             facts.pagemap_scan,
             "PAGEMAP_SCAN",
             "none needed: kernel 6.7 looks at sparse memory faster",
+        ),
+        _tried_row(
+            "shared_pages",
+            facts.map_files,
+            "/proc/PID/map_files, mincore: guest memory of QEMU that is shared (memfd) can be a pool",
+            "CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE (run as root)",
         ),
         _yes_or("clear_refs", facts.has_clear_refs, "/proc/PID/clear_refs", "absent", "CONFIG_PROC_PAGE_MONITOR"),
         _yes_or(
@@ -378,6 +386,13 @@ def _try_pagemap_scan() -> None:
         fcntl.ioctl(descriptor, _PAGEMAP_SCAN, bytearray(struct.pack("=12Q", 96, 0, *[0] * 10)))
     finally:
         os.close(descriptor)
+
+
+def _try_map_files() -> None:
+    """Open the file behind a shared mapping of our own, as that of a VM is opened."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as shared:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(shared))
+        os.close(os.open(f"/proc/self/map_files/{start:x}-{start + mmap.PAGESIZE:x}", os.O_RDONLY))
 
 
 def _can_trigger(path: Path) -> bool:

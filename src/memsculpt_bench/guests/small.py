@@ -67,7 +67,8 @@ class SmallMachine:
     state: Path | None = None
     # An open end of a socket pair: a monitor that listens could be taken by whoever looks for VMs on this machine.
     monitor_fd: int = -1
-    listens: bool = False  # a second monitor, in a socket `agent` of the guest's folder, for memsculpt to find
+    listens: bool = False  # a second monitor, at the socket `agent` of the guest's folder, for memsculpt
+    agent_fd: int = -1  # that socket: no command line tells of it, for the same reason
 
     def command(self, folder: Path, shell_fd: int) -> list[str]:
         backend = BACKINGS[self.backing].format(size=self.memory_bytes, file=ram_file(folder))
@@ -85,7 +86,8 @@ class SmallMachine:
             *("-chardev", f"socket,id=shell,fd={shell_fd},server=off"),
             *("-device", f"virtserialport,chardev=shell,name={image.SHELL_PORT}"),
             *("-device", "virtio-balloon-pci,id=balloon0", *incoming),
-            *(("-qmp", f"unix:{folder / 'agent'},server=on,wait=off") if self.listens else ()),
+            *(("-chardev", f"socket,id=agent,fd={self.agent_fd},server=on,wait=off") if self.listens else ()),
+            *(("-mon", "chardev=agent,mode=control") if self.listens else ()),
         ]
 
 
@@ -102,10 +104,14 @@ class SmallGuest(Guest):
     def __enter__(self) -> Self:
         self._monitor, theirs = socket.socketpair()
         self._monitor.settimeout(30.0)
-        self.machine = replace(self.small, monitor_fd=theirs.fileno())
-        self.inherited = (theirs.fileno(),)
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with theirs:
+            with theirs, socket.socket(socket.AF_UNIX) as agent:
+                if self.small.listens:
+                    agent.bind(str(self.folder / "agent"))
+                    agent.listen(1)
+                self.machine = replace(self.small, monitor_fd=theirs.fileno(), agent_fd=agent.fileno())
+                self.inherited = (theirs.fileno(), agent.fileno())
                 super().__enter__()
             if self.small.state is not None:
                 self._begin_again()

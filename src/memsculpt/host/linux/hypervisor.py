@@ -112,13 +112,14 @@ class LinuxHypervisor:
         end_s = time.monotonic() + self._vms.timeout_s
         while time.monotonic() < end_s:
             reading = next((one for one in self._vms.readings() if one.id == vm), None)
-            if reading is None or math.isfinite(reading.read_at_s) or self._vms.monitors is None:
+            if reading is None or math.isfinite(reading.read_at_s) or not self._vms.is_asking:
                 return
             time.sleep(ASKED_EVERY_S)
 
     def _asked(self, machine: Machine, commands: Sequence[Command]) -> list[Answer]:
-        if self._vms.monitors is None:
+        asker = self._vms.asker_of(machine)
+        if asker is None:
             raise Unavailable(
                 place=f'VM "{machine.name}"', problem="its monitor cannot be asked", fix="see `memsculpt vms`"
             )
-        return self._vms.monitors.ask(machine.process, commands)
+        return asker.ask(machine.process, commands)

@@ -17,6 +17,7 @@ from memsculpt.domain.settings import VmSettings
 from memsculpt.domain.vm import NO_UUID, VmId, VmReading, VmState, vm_id
 from memsculpt.domain.workload import Instance, WorkloadId
 from memsculpt.host.linux import procfs, qemu
+from memsculpt.host.linux.libvirt_monitors import LibvirtMonitors
 from memsculpt.host.linux.monitors import Monitors, Target, Told, connect
 from memsculpt.host.linux.processes import Reading
 from memsculpt.host.linux.qemu import CommandLine
@@ -54,9 +55,10 @@ class VirtualMachines:
         interval_s: float,
         proc: str = "/proc",
         open_monitors: Callable[[], Monitors] | None = None,
+        open_libvirt: Callable[[], LibvirtMonitors] | None = None,
         on_foreign_balloon: Callable[[], None] | None = None,
     ) -> None:
-        """Know no VM yet; `open_monitors` starts what asks them.
+        """Know no VM yet; `open_monitors` starts what asks them, `open_libvirt` what asks libvirt for its VMs.
 
         `on_foreign_balloon` is called, from another thread, when a balloon moves that nobody here has asked to.
         """
@@ -70,6 +72,10 @@ class VirtualMachines:
                 on_foreign_balloon=on_foreign_balloon,
             )
         )
+        self._open_libvirt = open_libvirt or (
+            lambda: LibvirtMonitors(settings.libvirt, timeout_s=settings.timeout_s, interval_s=interval_s)
+        )
+        self._libvirt: LibvirtMonitors | None = None
         self._machines: dict[Instance, Machine] = {}
         self._monitors: Monitors | None = None
         self._extra: dict[str, int] = {}  # sockets that the configuration names, and who listens (0: not to be seen)
@@ -95,7 +101,9 @@ class VirtualMachines:
 
         While a VM migrates within this host there are two processes of it: the one that runs is told.
         """
-        told: Mapping[Instance, Told] = {} if self._monitors is None else self._monitors.told()
+        told: dict[Instance, Told] = {}
+        for asker in (self._libvirt, self._monitors):  # a monitor of our own tells more
+            told |= asker.told() if asker is not None else {}
         found: dict[VmId, VmReading] = {}
         for machine in self._machines.values():
             reading = self._reading(machine, told.get(machine.process))
@@ -109,6 +117,10 @@ class VirtualMachines:
         running = {reading.id: reading.process for reading in self.readings()}
         return self._machines.get(running[vm]) if vm in running else None
 
+    def asker_of(self, machine: Machine) -> Monitors | LibvirtMonitors | None:
+        """Return what asks a VM's monitor; None where nobody does."""
+        return self._libvirt if self._is_asked_by_libvirt(machine) else self._monitors
+
     def expect_balloon(self, process: Instance, from_bytes: int, to_bytes: int) -> None:
         """Take note that a balloon is being asked to move: what lies between is no news."""
         if self._monitors is not None:
@@ -121,11 +133,19 @@ class VirtualMachines:
 
     @property
     def monitors(self) -> Monitors | None:
-        """What asks the monitors; None while there is no VM."""
+        """What asks monitors of their own; None while there is no such VM."""
         return self._monitors
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether anything asks monitors: not while there is no VM."""
+        return self._monitors is not None or self._libvirt is not None
 
     def close(self) -> None:
         """End the asking."""
+        if self._libvirt is not None:
+            self._libvirt.close()
+            self._libvirt = None
         if self._monitors is not None:
             self._monitors.close()
             self._monitors = None
@@ -159,21 +179,25 @@ class VirtualMachines:
 
     def _follow(self, now_s: float) -> None:
         targets = {
-            one: Target(
-                id=machine.id,
-                name=machine.name,
-                uuid=machine.uuid,
-                process=one,
-                sockets=sockets,
-                taps=machine.command.taps,
-            )
+            one: _target_of(machine, sockets)
             for one, machine in self._machines.items()
-            if (sockets := self._sockets(machine, now_s))
+            if not self._is_asked_by_libvirt(machine) and (sockets := self._sockets(machine, now_s))
         }
+        libvirts = {
+            one: _target_of(machine) for one, machine in self._machines.items() if self._is_asked_by_libvirt(machine)
+        }
+        if self._libvirt is None and libvirts:
+            self._libvirt = self._open_libvirt()
+        if self._libvirt is not None:
+            self._libvirt.follow(libvirts)
         if self._monitors is None and targets:
             self._monitors = self._open_monitors()
         if self._monitors is not None:
             self._monitors.follow(targets)
+
+    def _is_asked_by_libvirt(self, machine: Machine) -> bool:
+        """Tell whether libvirt has its only monitor, and is to be asked."""
+        return bool(self._settings.libvirt) and machine.command.is_libvirts and not machine.command.monitors
 
     def _sockets(self, machine: Machine, now_s: float) -> tuple[str, ...]:
         own = machine.command.monitors if self._settings.discover else ()
@@ -215,6 +239,7 @@ class VirtualMachines:
             process=machine.process,
             state=facts.state if told.is_reached else VmState.UNREACHABLE,
             read_at_s=told.read_at_s,
+            via="libvirt" if self._is_asked_by_libvirt(machine) else "qmp",
             ram_bytes=facts.ram_bytes,
             balloon_bytes=facts.balloon_bytes if facts.features.balloon else None,
             guest=facts.guest,
@@ -233,8 +258,19 @@ class VirtualMachines:
         if command.monitors:
             return NOT_YET if self._settings.discover else NOT_DISCOVERED
         if command.is_libvirts:
-            return LIBVIRTS
+            return NOT_YET if self._settings.libvirt else LIBVIRTS
         return "; ".join(command.unreachable) or NO_MONITOR
+
+
+def _target_of(machine: Machine, sockets: tuple[str, ...] = ()) -> Target:
+    return Target(
+        id=machine.id,
+        name=machine.name,
+        uuid=machine.uuid,
+        process=machine.process,
+        sockets=sockets,
+        taps=machine.command.taps,
+    )
 
 
 def listener_of(path: str) -> int:
