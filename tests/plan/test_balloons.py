@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsculpt.domain.plan import SetBalloon
+from memsculpt.domain.plan import LimitKind, SetBalloon, SetLimit
 from memsculpt.domain.settings import MIB, Settings, VmSettings
+from memsculpt.domain.units import UNLIMITED_BYTES
 from memsculpt.domain.vm import VmState
 from memsculpt.plan import PlannerState, explain_plan
 from memsculpt.plan.balloon_watch import FOREIGN_REST_S, PATIENCE_S, REFUSED_REST_S
@@ -293,6 +294,14 @@ def had_more(vm: Vm) -> PlannerState:
     return replace(
         planner, balloons={one: replace(each, pressed_at_s=float("-inf")) for one, each in planner.balloons.items()}
     )
+
+
+def test_a_limit_does_not_send_to_swap_what_a_balloon_is_about_to_free():
+    idle = replace(IDLE, limit=UNLIMITED_BYTES)
+    _, plan = plan_for((idle, BUSY), capacity=TIGHT_MIB)
+    assert "idle" in asks_of(plan)
+    lowered = [one for one in plan.actions if isinstance(one, SetLimit) and one.kind is not LimitKind.GUARANTEE]
+    assert all(one.to_bytes >= mib(idle.held) for one in lowered)
 
 
 def test_an_ask_says_what_it_does_and_why():
