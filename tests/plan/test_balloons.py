@@ -230,6 +230,13 @@ class TestWhoElse:
         _, plan = plan_for((hurt, BUSY), capacity=4000, planner=planner, now_s=later_s)
         assert "idle" not in asks_of(plan), "never above what the operator left it"
 
+    def test_the_first_mib_that_nobody_here_asked_for_is_noticed(self):
+        """A monitor tells of the first step at once, and of the rest a second later."""
+        planner, _ = plan_for((IDLE, BUSY), capacity=4000)
+        moved = replace(IDLE, balloon=511)
+        planner, _ = plan_for((moved, BUSY), capacity=4000, planner=planner, now_s=1001.0)
+        assert planner.balloons["name:idle"].foreign_at_s == 1001.0
+
     def test_lower_than_our_ask_is_somebody_elses(self):
         planner, plan = plan_for((IDLE, BUSY), capacity=TIGHT_MIB)
         planner = asked(planner, plan, 1000.0)
