@@ -354,7 +354,7 @@ class Monitors:
         """Expect a balloon that has got where it was asked to nowhere else; under the lock."""
         expected = self._expected.get(process)
         if expected is not None and actual_bytes == expected[2]:
-            self._expected[process] = (actual_bytes, actual_bytes, actual_bytes)
+            self._expected[process] = (expected[2], expected[2], expected[2])
 
     def _floods(self, link: _Link, received_bytes: int, now_s: float) -> bool:
         if now_s - link.window_s >= 1.0:
