@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsculpt.domain.plan import SetBalloon
+from memsculpt.domain.plan import LimitKind, SetBalloon, SetLimit
 from memsculpt.domain.settings import MIB, Settings, VmSettings
+from memsculpt.domain.units import UNLIMITED_BYTES
 from memsculpt.domain.vm import VmState
 from memsculpt.plan import PlannerState, explain_plan
 from memsculpt.plan.balloon_watch import FOREIGN_REST_S, PATIENCE_S, REFUSED_REST_S
@@ -229,6 +230,13 @@ class TestWhoElse:
         _, plan = plan_for((hurt, BUSY), capacity=4000, planner=planner, now_s=later_s)
         assert "idle" not in asks_of(plan), "never above what the operator left it"
 
+    def test_the_first_mib_that_nobody_here_asked_for_is_noticed(self):
+        """A monitor tells of the first step at once, and of the rest a second later."""
+        planner, _ = plan_for((IDLE, BUSY), capacity=4000)
+        moved = replace(IDLE, balloon=511)
+        planner, _ = plan_for((moved, BUSY), capacity=4000, planner=planner, now_s=1001.0)
+        assert planner.balloons["name:idle"].foreign_at_s == 1001.0
+
     def test_lower_than_our_ask_is_somebody_elses(self):
         planner, plan = plan_for((IDLE, BUSY), capacity=TIGHT_MIB)
         planner = asked(planner, plan, 1000.0)
@@ -293,6 +301,14 @@ def had_more(vm: Vm) -> PlannerState:
     return replace(
         planner, balloons={one: replace(each, pressed_at_s=float("-inf")) for one, each in planner.balloons.items()}
     )
+
+
+def test_a_limit_does_not_send_to_swap_what_a_balloon_is_about_to_free():
+    idle = replace(IDLE, limit=UNLIMITED_BYTES)
+    _, plan = plan_for((idle, BUSY), capacity=TIGHT_MIB)
+    assert "idle" in asks_of(plan)
+    lowered = [one for one in plan.actions if isinstance(one, SetLimit) and one.kind is not LimitKind.GUARANTEE]
+    assert all(one.to_bytes >= mib(idle.held) for one in lowered)
 
 
 def test_an_ask_says_what_it_does_and_why():

@@ -32,6 +32,7 @@ class Vm:
     state: VmState = VmState.RUNNING
     has_balloon: bool = True
     pid: int = 0
+    limit: int | None = None  # bytes; None: it lives in no cgroup of its partition
 
     @property
     def left(self) -> float:
@@ -54,7 +55,8 @@ class Vm:
             held=self.held,
             need=soon + OVERHEAD_MIB if known else self.held,
             peak=soon + OVERHEAD_MIB if known else self.held,
-            has_cgroup=False,
+            has_cgroup=self.limit is not None,
+            **({} if self.limit is None else {"limit": self.limit, "hard": self.limit}),
         )
 
     def process(self) -> Instance:

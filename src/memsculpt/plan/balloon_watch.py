@@ -22,6 +22,7 @@ from memsculpt.domain.vm import VmId, VmReading
 from memsculpt.plan.state import Balloon
 
 TOLERANCE_BYTES = 2 << 20  # guests move in steps of 1 MiB (VIRTIO_BALLOON_ARRAY_PFNS_MAX pages)
+OVERSHOOT_BYTES = 512 << 10  # they stop at the very page that was asked for
 PATIENCE_S = 10.0  # a guest may wait so long for a processor
 FOREIGN_REST_S = 60.0
 GIVEN_BACK_REST_S = 15.0
@@ -40,9 +41,9 @@ def follow_balloon(known: Balloon | None, reading: VmReading, now_s: float) -> B
     if actual != before:
         known = replace(known, seen_bytes=actual, moved_at_s=now_s)
     if known.asked_bytes is None:
-        return _theirs(known, now_s) if abs(actual - before) > TOLERANCE_BYTES else known
-    low = min(known.asked_bytes, known.asked_from_bytes) - TOLERANCE_BYTES
-    if actual < low or actual > known.most_bytes + TOLERANCE_BYTES:
+        return _theirs(known, now_s) if abs(actual - before) > OVERSHOOT_BYTES else known
+    low = min(known.asked_bytes, known.asked_from_bytes) - OVERSHOOT_BYTES
+    if actual < low or actual > known.most_bytes + OVERSHOOT_BYTES:
         return _theirs(known, now_s)
     distance = abs(actual - known.asked_bytes)
     if known.is_given_back:

@@ -60,6 +60,7 @@ class Balloons:
     raised: tuple[SetBalloon, ...] = ()
     held_back: tuple[Reason, ...] = ()
     known: Mapping[VmId, Balloon]
+    moved_partitions: tuple[int, ...] = ()  # rows of partitions whose memory balloons move
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +123,28 @@ def set_balloons(
             if lower is not None:
                 lowered.append(lower)
                 left_bytes -= lower.from_bytes - lower.to_bytes
-    return Balloons(lowered=tuple(lowered), raised=tuple(raised), held_back=tuple(held_back), known=known)
+    return Balloons(
+        lowered=tuple(lowered),
+        raised=tuple(raised),
+        held_back=tuple(held_back),
+        known=known,
+        moved_partitions=tuple(sorted({vm.partition for vm in movable})),
+    )
+
+
+def not_squeezed(now: Situation, sizes: Sizes, ballooned: Balloons) -> Sizes:
+    """Return the sizes for limits: a partition whose balloons move is not squeezed below what it holds.
+
+    A limit would send guests' pages to swap that a balloon frees a moment later. Fixed sizes and ceilings are kept.
+    """
+    rows = list(ballooned.moved_partitions)
+    if not rows:
+        return sizes
+    eased = sizes.size_bytes.copy()
+    may = ~now.partitions.is_fixed[rows]
+    held = np.minimum(now.held_bytes[rows], now.ceiling_bytes[rows])
+    eased[rows] = np.where(may, np.maximum(eased[rows], held), eased[rows])
+    return replace(sizes, size_bytes=eased)
 
 
 def is_short(demand: GuestDemand, balloon_bytes: int) -> bool:

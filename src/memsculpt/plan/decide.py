@@ -82,13 +82,14 @@ def choose(
     ballooned = balloons.set_balloons(
         now, planner, observation, profiles, sizes, growth, settings, holds_still=holds_still
     )
+    eased = balloons.not_squeezed(now, sizes, ballooned)
     taken = reclaim.free_ahead(now, planner, observation, profiles, sizes, growth, settings)
     taken = zones.send_cold(now, planner, observation, sizes, growth, taken, pools, settings)
     gathered = zones.gather_hot(now, planner, taken, pools, settings)
     if holds_still:
         taken = replace(taken, actions=(), by_workload_bytes=taken.by_workload_bytes * 0)
     trimmed = trim.trim(now, planner, observation, profiles, settings, holds_still=holds_still)
-    budgets = limits.set_budgets(now, planner, sizes, growth, taken.size_bytes, settings, holds_still=holds_still)
+    budgets = limits.set_budgets(now, planner, eased, growth, taken.size_bytes, settings, holds_still=holds_still)
     by_phases = coming.known_by_phases(pools)
     limit = budgets.planned_bytes
     brought = prefetch.bring_back(now, planner, observation, growth, taken, limit, settings, by_phases=by_phases)

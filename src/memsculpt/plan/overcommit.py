@@ -49,7 +49,9 @@ def overcommit_of(
     vms = [one for one in observation.vms if partition_of.get(one.workload) is not None and one.ram_bytes]
     if not vms:
         return None
-    horizon_s = forecasts.horizons_s[-1]
+    # The nearest horizon: over a longer one peaks that come one after the other would count as if they met.
+    horizon_s = settings.forecast.act_horizon_s
+    column = forecasts.horizons_s.index(horizon_s)
     row_of = {one: row for row, one in enumerate(forecasts.ids)}
     names = {one.workload for one in vms}
     others = sum(
@@ -64,7 +66,7 @@ def overcommit_of(
         demand = profiles.guests.get(one.workload)
         reach.append(one.ram_bytes + (0 if demand is None else demand.overhead_bytes))
         row = row_of.get(one.workload)
-        quantiles[at] = reach[at] if row is None else np.minimum(forecasts.quantiles_bytes[row, -1], reach[at])
+        quantiles[at] = reach[at] if row is None else np.minimum(forecasts.quantiles_bytes[row, column], reach[at])
     most = np.array(reach, np.float64)
     return Overcommit(
         vm_count=len(vms),

@@ -117,7 +117,9 @@ class Monitors:
         `on_foreign_balloon` is called from the thread when a balloon is told to be where nobody here has asked it to.
         """
         self._on_foreign_balloon = on_foreign_balloon
-        self._expected: dict[Instance, tuple[int, int]] = {}  # where balloons may be by our own doing
+        self._expected: dict[
+            Instance, tuple[int, int, int]
+        ] = {}  # where balloons may be by our own doing, and are to be
         self._timeout_s, self._interval_s, self._dirty_every_s = timeout_s, interval_s, dirty_every_s
         self._proc, self._now_s, self._wall_s = proc, now_s, wall_s
         self._lock = threading.Lock()
@@ -176,7 +178,7 @@ class Monitors:
         """Take note that a balloon is being asked to move: what lies between is no news."""
         with self._lock:
             low, high = min(from_bytes, to_bytes), max(from_bytes, to_bytes)
-            self._expected[process] = (low - BALLOON_STEP_BYTES, high + BALLOON_STEP_BYTES)
+            self._expected[process] = (low, high, to_bytes)
 
     def close(self) -> None:
         """Put back what was changed in the VMs, as far as they answer at once, and end the thread; twice is as once."""
@@ -346,9 +348,16 @@ class Monitors:
             told, expected = self._told.get(process), self._expected.get(process)
             if told is not None:
                 self._told[process] = replace(told, facts=copy_of(link.asking.facts))
+            self._note_arrival(process, actual)
         is_ours = expected is not None and actual is not None and expected[0] <= actual <= expected[1]
         if not is_ours and self._on_foreign_balloon is not None:
             self._on_foreign_balloon()
+
+    def _note_arrival(self, process: Instance, actual_bytes: int | None) -> None:
+        """Expect a balloon that has got where it was asked to nowhere else; under the lock."""
+        expected = self._expected.get(process)
+        if expected is not None and actual_bytes == expected[2]:
+            self._expected[process] = (expected[2], expected[2], expected[2])
 
     def _floods(self, link: _Link, received_bytes: int, now_s: float) -> bool:
         if now_s - link.window_s >= 1.0:
@@ -396,6 +405,7 @@ class Monitors:
             before = self._told.get(link.target.process)
             if link.target.process not in self._targets:
                 return
+            self._note_arrival(link.target.process, link.asking.facts.balloon_bytes)
             self._told[link.target.process] = Told(
                 facts=copy_of(link.asking.facts),
                 read_at_s=now_s if is_reached else (before.read_at_s if before is not None else float("-inf")),
