@@ -149,7 +149,7 @@ class Running:
         assert self.agent.report.failed_count == 0, self.agent.report.last_problem
 
     def wait_for(self, condition):
-        deadline_s = time.monotonic() + 20.0
+        deadline_s = time.monotonic() + 45.0
         while not condition(self.agent.report):
             assert time.monotonic() < deadline_s, self.agent.report.growth
             time.sleep(0.05)

@@ -28,6 +28,7 @@ dynamic_ownership = 0
 """
 DOMAIN = """\
 <domain type='qemu'><name>web-1</name><uuid>{uuid}</uuid><memory unit='MiB'>256</memory><vcpu>1</vcpu>
+<memoryBacking><nosharepages/></memoryBacking>
 <os><type arch='x86_64' machine='q35'>hvm</type><kernel>{kernel}</kernel><initrd>{initramfs}</initrd>
 <cmdline>console=ttyS0 quiet panic=-1</cmdline></os><cpu mode='maximum'/>
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>

@@ -47,7 +47,7 @@ def test_stretches_cover_what_is_touched_all_the_time(guest_612: Guest):
     """From its second interval on nearly all is found, and little else: a sample, so the bars leave it room."""
     told = json.loads(
         guest_612.check(
-            f"python3.11 -m memsculpt_bench.guests.inside damon private {PAGES} blocks 2.9 3", timeout_s=120.0
+            f"python3.11 -m memsculpt_bench.guests.inside damon private {PAGES} blocks 2.9 6", timeout_s=120.0
         )
     )
     assert max(told["recall"]) > 0.9

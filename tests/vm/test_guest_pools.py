@@ -29,6 +29,7 @@ FILLED = 96 * MIB
 SHARED = (Backing.SHARED, Backing.MEMFD, Backing.FILE)
 
 pytestmark = [
+    pytest.mark.xdist_group("machine"),  # its memory leaves to this machine's swap
     pytest.mark.needs("root"),
     pytest.mark.needs("zram_control"),
     pytest.mark.needs("page_out"),

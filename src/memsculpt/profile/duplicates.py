@@ -13,7 +13,7 @@ content c that was kept, the Horvitz-Thompson estimate is sum(s_c) / p, its vari
 of zeros are one content with very many users, which a sample would mostly miss or blow up: they are all counted.
 
 Beside the sampling there is time: pages change between the look and the merge. DRIFT_RATIO of the estimate on either
-side stands for that (bench sharing: off by less in every round).
+side stands for that: chosen, not measured.
 
 What changes between two looks is not merged by the kernel (it compares a checksum of the scan before), so only pages
 that were the same at both looks count; the upper end of the interval is what all of them would give.

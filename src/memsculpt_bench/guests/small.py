@@ -78,7 +78,7 @@ class SmallMachine:
             *("setpriv", "--pdeathsig", "KILL"),  # even a killed test session leaves no QEMU behind
             *(QEMU, "-accel", "tcg,thread=multi", "-nodefaults", "-no-reboot", "-display", "none"),
             *("-name", self.name, *uuid, "-cpu", "max,la57=off", "-smp", "1", "-m", f"{self.memory_bytes // MIB}M"),
-            *("-object", backend, "-machine", "q35,memory-backend=pool"),
+            *("-object", backend, "-machine", "q35,memory-backend=pool,mem-merge=off"),
             *("-kernel", str(self.kernel_image), "-initrd", str(self.initramfs)),
             *("-append", "console=ttyS0 quiet panic=-1", "-serial", f"file:{folder / 'console.log'}"),
             *("-chardev", f"socket,id=monitor,fd={self.monitor_fd},server=off"),
