@@ -35,7 +35,8 @@ BACKINGS = {"split": Backing.PRIVATE, "memfd": Backing.MEMFD}
 FRAMES = 8
 MONITORS = 4  # each serves one client, and an agent of another test on this machine may find them, too
 
-pytestmark = pytest.mark.needs("root")
+# Any host that is opened on this machine finds these guests and takes one of their monitors.
+pytestmark = [pytest.mark.needs("root"), pytest.mark.xdist_group("machine")]
 
 
 @pytest.fixture(scope="module")

@@ -15,24 +15,13 @@ from memsculpt_bench.guests.guest import QEMU, Guest
 
 MODULES = ("virtio_pci", "virtio_console", "virtio_balloon")
 
-# The console's port is opened once, read-write: opened twice it is EBUSY.
-INIT = f"""\
+INIT = """\
 #!/bin/busybox sh
 /bin/busybox mkdir -p /bin /sbin /proc /sys /dev /tmp /mnt
 /bin/busybox --install -s /bin
 export PATH=/bin:/sbin HOME=/
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
 for m in $(cat /mod/order); do insmod /mod/$m || echo "lab: insmod $m failed"; done
-n=0; port=
-while [ -z "$port" ] && [ $n -lt 200 ]; do
-    for name in /sys/class/virtio-ports/*/name; do
-        [ "$(cat $name 2>/dev/null)" = {image.SHELL_PORT} ] && port=/dev/$(basename ${{name%/name}})
-    done
-    [ -c "$port" ] || {{ port=; sleep 0.05; n=$((n+1)); }}
-done
-exec 0<>$port 1>&0 2>&1
-echo "GUEST-READY $(cut -d' ' -f1 /proc/uptime)"
-while :; do sh; done
 """
 
 
@@ -68,16 +57,25 @@ class BareMachine:
 
 
 def prepare(
-    cache: Path, folder: Path, series: str = "6.1", programs: Mapping[str, bytes] | None = None
+    cache: Path,
+    folder: Path,
+    series: str = "6.1",
+    *,
+    programs: Mapping[str, bytes] | None = None,
+    modules: tuple[str, ...] = MODULES,
+    setup: str = "",
 ) -> tuple[Path, Path]:
-    """Return kernel and initramfs, with static `programs` in /bin. Raises debian.Unavailable where there are none."""
+    """Return kernel and initramfs, with static `programs` in /bin. Raises debian.Unavailable where there are none.
+
+    `setup` is what the guest's shell does after its modules are in, lines of sh.
+    """
     with image.locked(cache):
         kernel = kernels.ensure(cache, series)
-    modules = kernels.read_modules(kernel, MODULES)
+    found = kernels.read_modules(kernel, modules)
     folder.mkdir(parents=True, exist_ok=True)
     packed = folder / "bare.initramfs"
     more = [initramfs.file(f"bin/{name}", content) for name, content in (programs or {}).items()]
-    packed.write_bytes(initramfs.build(modules, init=INIT, more=more))
+    packed.write_bytes(initramfs.build(found, init=INIT + setup + image.SERVE_SHELL, more=more))
     return kernel.image, packed
 
 

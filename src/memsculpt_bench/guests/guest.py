@@ -254,7 +254,7 @@ class Guest:
 def compiled(source: Path, folder: Path) -> bytes:
     """Compile a C program for guests, which have no libraries. Raises GuestError where there is no compiler."""
     program = folder / source.stem
-    command = ["cc", "-O2", "-Wall", "-static", "-o", str(program), str(source)]
+    command = ["cc", "-O2", "-Wall", "-Werror", "-static", "-o", str(program), str(source)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:

@@ -50,6 +50,19 @@ TENANT = "/lab/tenant.py"  # a program that holds memory: BYTES READY_FILE
 SITE_PACKAGES = "usr/lib/python3/dist-packages"
 
 SHELL_PORT = "org.memsculpt.lab.0"
+# How every guest's first shell ends: it finds its port, says that it is ready, and serves commands for good.
+SERVE_SHELL = f"""\
+n=0; port=
+while [ -z "$port" ] && [ $n -lt 200 ]; do
+    for name in /sys/class/virtio-ports/*/name; do
+        [ "$(cat $name 2>/dev/null)" = {SHELL_PORT} ] && port=/dev/$(basename ${{name%/name}})
+    done
+    [ -c "$port" ] || {{ port=; sleep 0.05; n=$((n+1)); }}
+done
+exec 0<>$port 1>&0 2>&1            # one read-write open: a virtio port that is opened twice is EBUSY
+echo "GUEST-READY $(cut -d' ' -f1 /proc/uptime)"
+while :; do sh; done
+"""
 
 FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nmessagebus:x:100:101::/nonexistent:/usr/sbin/nologin\n"
@@ -68,17 +81,7 @@ FILES = {
 #!/bin/sh
 export PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin HOME=/root LANG=C.UTF-8
 export PYTHONPATH={SOURCE_ROOT} PYTHONDONTWRITEBYTECODE=1
-n=0; port=
-while [ -z "$port" ] && [ $n -lt 200 ]; do
-    for name in /sys/class/virtio-ports/*/name; do
-        [ "$(cat $name 2>/dev/null)" = {SHELL_PORT} ] && port=/dev/$(basename ${{name%/name}})
-    done
-    [ -c "$port" ] || {{ port=; sleep 0.05; n=$((n+1)); }}
-done
-exec 0<>$port 1>&0 2>&1            # one read-write open: a virtio port that is opened twice is EBUSY
-echo "GUEST-READY $(cut -d' ' -f1 /proc/uptime)"
-while :; do sh; done
-""",
+{SERVE_SHELL}""",
     INIT_PLAIN.lstrip("/"): """\
 #!/bin/sh
 mkdir -p /dev/shm /dev/pts

@@ -1,57 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small guests for what is done to a VM from outside: busybox, a C program, and RAM of any backing.
 
-Booted once and saved (`Small.save`), a guest is back in less than half a second, on whatever backing: the saved state
-knows nothing of it. The monitor here is a client of its own, on purpose: memsculpt's is what is tested.
+Booted once and saved, a guest is back in less than half a second, on whatever backing: the saved state knows nothing of
+it.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import socket
-import subprocess
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from memsculpt.domain.vm import Backing, GuestRam, GuestRange, VmId
 from memsculpt.host.sources import find_process
-from memsculpt_bench.guests import image, initramfs, kernels
-from memsculpt_bench.guests.guest import QEMU, Guest, GuestError
+from memsculpt_bench.guests import bare, image
+from memsculpt_bench.guests.guest import QEMU, GuestError, compiled
 from memsculpt_bench.guests.lab import cache
+from memsculpt_bench.guests.monitored import Monitor, MonitoredGuest, incoming
 
 SOURCES = Path(__file__).parents[1] / "tenants"
-MODULES = ("virtio_pci", "virtio_console", "virtio_balloon")
 MIB = 1 << 20
-SAVE_BYTES_PER_S = 10 << 30
 BACKINGS: Mapping[Backing, str] = {
     Backing.PRIVATE: "memory-backend-ram,id=pool,size={size}",
     Backing.SHARED: "memory-backend-ram,id=pool,size={size},share=on",
     Backing.MEMFD: "memory-backend-memfd,id=pool,size={size},share=on",
     Backing.FILE: "memory-backend-file,id=pool,size={size},share=on,align=2M,mem-path={file}",
 }
-INIT = f"""\
-#!/bin/busybox sh
-/bin/busybox mkdir -p /bin /proc /sys /dev /tmp
-/bin/busybox --install -s /bin
-export PATH=/bin HOME=/
-mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
-for m in $(cat /mod/order); do insmod /mod/$m || echo "lab: insmod $m failed"; done
-n=0; port=
-while [ -z "$port" ] && [ $n -lt 200 ]; do
-    for name in /sys/class/virtio-ports/*/name; do
-        [ "$(cat $name 2>/dev/null)" = {image.SHELL_PORT} ] && port=/dev/$(basename ${{name%/name}})
-    done
-    [ -c "$port" ] || {{ port=; sleep 0.05; n=$((n+1)); }}
-done
-exec 0<>$port 1>&0 2>&1            # one read-write open: a virtio port that is opened twice is EBUSY
-echo "GUEST-READY $(cut -d' ' -f1 /proc/uptime)"
-while :; do sh; done
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +50,6 @@ class SmallMachine:
     def command(self, folder: Path, shell_fd: int) -> list[str]:
         backend = BACKINGS[self.backing].format(size=self.memory_bytes, file=ram_file(folder))
         uuid = ("-uuid", self.uuid) if self.uuid else ()
-        incoming = ("-incoming", f"exec:cat {shlex.quote(str(self.state))}") if self.state is not None else ()
         return [
             *("setpriv", "--pdeathsig", "KILL"),  # even a killed test session leaves no QEMU behind
             *(QEMU, "-accel", "tcg,thread=multi", "-nodefaults", "-no-reboot", "-display", "none"),
@@ -85,25 +61,22 @@ class SmallMachine:
             *("-mon", "chardev=monitor,mode=control", "-device", "virtio-serial-pci"),
             *("-chardev", f"socket,id=shell,fd={shell_fd},server=off"),
             *("-device", f"virtserialport,chardev=shell,name={image.SHELL_PORT}"),
-            *("-device", "virtio-balloon-pci,id=balloon0", *incoming),
+            *("-device", "virtio-balloon-pci,id=balloon0", *incoming(self.state)),
             *(("-chardev", f"socket,id=agent,fd={self.agent_fd},server=on,wait=off") if self.listens else ()),
             *(("-mon", "chardev=agent,mode=control") if self.listens else ()),
         ]
 
 
-class SmallGuest(Guest):
+class SmallGuest(MonitoredGuest):
     """A guest with a monitor and, where `pattern` was put into it, memory that can be verified."""
 
     def __init__(self, machine: SmallMachine, folder: Path) -> None:
         super().__init__(machine, folder)
-        self.small = machine
-        self._monitor: socket.socket | None = None
-        self._told = b""
-        self._has_greeted = False
+        self.small, self.state = machine, machine.state
 
     def __enter__(self) -> Self:
-        self._monitor, theirs = socket.socketpair()
-        self._monitor.settimeout(30.0)
+        ours, theirs = socket.socketpair()
+        self.monitor = Monitor(ours)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with theirs, socket.socket(socket.AF_UNIX) as agent:
@@ -113,8 +86,8 @@ class SmallGuest(Guest):
                 self.machine = replace(self.small, monitor_fd=theirs.fileno(), agent_fd=agent.fileno())
                 self.inherited = (theirs.fileno(), agent.fileno())
                 super().__enter__()
-            if self.small.state is not None:
-                self._begin_again()
+            if self.state is not None:
+                self.begin_again()
         except BaseException:
             self.close()
             raise
@@ -122,34 +95,6 @@ class SmallGuest(Guest):
             # Nobody else can map it by its name; QEMU keeps it as long as it lives.
             ram_file(self.folder).unlink(missing_ok=True)
         return self
-
-    def close(self) -> None:
-        """End QEMU and its monitor."""
-        monitor, self._monitor = self._monitor, None
-        if monitor is not None:
-            monitor.close()
-        super().close()
-
-    def wait_ready(self) -> None:
-        """Wait for the shell: of a restored guest it is there as soon as the guest goes on."""
-        if self.small.state is None:
-            super().wait_ready()
-
-    def ask(self, command: str, **arguments: Any) -> Any:
-        """Ask the monitor; return the answer. Raises GuestError where it refuses."""
-        if self._monitor is None:
-            raise GuestError("the guest is not running")
-        if not self._has_greeted:
-            self._has_greeted = True
-            self._next_line(self._monitor)  # the greeting
-            self.ask("qmp_capabilities")
-        self._monitor.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
-        while True:
-            answer = self._next_line(self._monitor)
-            if "error" in answer:
-                raise GuestError(f"{command}: {answer['error']['desc']}")
-            if "return" in answer:
-                return answer["return"]
 
     def ram(self, vm: str = "00000000-0000-0000-0000-0000000000aa") -> GuestRam:
         """Return where the RAM is, by this monitor and /proc/PID/maps. Below 2 GiB it is one stretch."""
@@ -166,13 +111,6 @@ class SmallGuest(Guest):
             ranges=(GuestRange(guest_start=0, host_start=host, size_bytes=self.small.memory_bytes),),
             backing=self.small.backing,
         )
-
-    def save(self, path: Path) -> None:
-        """Write the guest's state; it is stopped from then on."""
-        self.ask("stop")
-        self.ask("migrate-set-parameters", **{"max-bandwidth": SAVE_BYTES_PER_S})
-        self.ask("migrate", uri=f"exec:cat > {shlex.quote(str(path))}")
-        self._poll("query-migrate", "completed")
 
     def fill(self, size_bytes: int, seed: int = 1) -> None:
         """Have a program fill memory with a pattern and hold it."""
@@ -193,27 +131,6 @@ class SmallGuest(Guest):
         pages, bad = int(words[1]), int(words[3])
         return pages - bad, bad
 
-    def _begin_again(self) -> None:
-        self._poll("query-status", "paused", also="prelaunch")
-        self.ask("cont")
-        self.check("true")
-
-    def _poll(self, command: str, *wanted: str, also: str = "") -> None:
-        deadline_s = time.monotonic() + 30.0
-        while (status := self.ask(command).get("status")) not in {*wanted, also}:
-            if time.monotonic() > deadline_s or status == "failed":
-                raise GuestError(f"{command}: {status}\n{self.console_tail()}")
-            time.sleep(0.01)
-
-    def _next_line(self, monitor: socket.socket) -> dict[str, Any]:
-        while b"\n" not in self._told:
-            chunk = monitor.recv(1 << 16)
-            if not chunk:
-                raise GuestError(f"the monitor hung up\n{self.console_tail()}")
-            self._told += chunk
-        line, _, self._told = self._told.partition(b"\n")
-        return json.loads(line)
-
 
 def ram_file(folder: Path) -> Path:
     """Return where a guest of this folder has its RAM, as long as it starts: on a tmpfs."""
@@ -225,25 +142,10 @@ def machine(folder: Path, *, memory_bytes: int = 256 * MIB, programs: tuple[str,
 
     Raises debian.Unavailable where no kernel is to be had, GuestError where a program cannot be compiled.
     """
-    kernel = kernels.ensure(cache())
     folder.mkdir(parents=True, exist_ok=True)
-    modules = kernels.read_modules(kernel, MODULES)
-    packed = folder / "small-initramfs"
-    packed.write_bytes(
-        initramfs.pack(
-            [
-                *(initramfs.folder(path) for path in ("bin", "mod", "dev", "proc", "sys", "tmp")),
-                initramfs.character_device("dev/console", 5, 1),
-                initramfs.character_device("dev/null", 1, 3),
-                initramfs.file("bin/busybox", initramfs.BUSYBOX.read_bytes()),
-                initramfs.file("init", INIT.encode()),
-                initramfs.file("mod/order", "".join(f"{name}.ko\n" for name, _ in modules).encode(), 0o644),
-                *(initramfs.file(f"mod/{name}.ko", content, 0o644) for name, content in modules),
-                *(initramfs.file(f"bin/{name}", compiled(name, folder)) for name in programs),
-            ]
-        )
-    )
-    return SmallMachine(kernel_image=kernel.image, initramfs=packed, memory_bytes=memory_bytes)
+    made = {name: compiled(SOURCES / f"{name}.c", folder) for name in programs}
+    kernel, packed = bare.prepare(cache(), folder, programs=made)
+    return SmallMachine(kernel_image=kernel, initramfs=packed, memory_bytes=memory_bytes)
 
 
 def saved(folder: Path, fill_bytes: int, *, memory_bytes: int = 256 * MIB) -> SmallMachine:
@@ -254,16 +156,3 @@ def saved(folder: Path, fill_bytes: int, *, memory_bytes: int = 256 * MIB) -> Sm
         guest.fill(fill_bytes)
         guest.save(state)
     return replace(booted, state=state)
-
-
-def compiled(name: str, folder: Path) -> bytes:
-    """Return a static program. Raises GuestError where it cannot be compiled."""
-    program = folder / name
-    command = ["cc", "-O2", "-Wall", "-Werror", "-static", "-o", str(program), str(SOURCES / f"{name}.c")]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise GuestError("programs for guests are written in C: apt install gcc") from error
-    if done.returncode:
-        raise GuestError(f"{name}.c does not compile: {done.stderr[-2000:]}")
-    return program.read_bytes()
