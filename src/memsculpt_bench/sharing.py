@@ -30,7 +30,7 @@ from memsculpt.plan import SharingRules
 from memsculpt_bench.contract import Figure, at_least, at_most, result
 from memsculpt_bench.guests import bare, debian, lab
 from memsculpt_bench.guests.guest import Guest
-from memsculpt_bench.lab import LabUnavailable
+from memsculpt_bench.lab import LabUnavailable, poll
 
 MIB = 1 << 20
 KSM = Path("/sys/kernel/mm/ksm")
@@ -94,8 +94,15 @@ def check_machine() -> None:
         raise LabUnavailable(reason)
     if not (KSM / "run").exists():
         raise LabUnavailable("the kernel has no KSM")
-    if (KSM / "run").read_text().strip() != "0" or (KSM / "pages_shared").read_text().strip() != "0":
-        raise LabUnavailable("KSM is in use on this machine: this bench would merge with others' pages")
+    in_use = "KSM is in use on this machine: this bench would merge with others' pages"
+    if (KSM / "run").read_text().strip() != "0":
+        raise LabUnavailable(in_use)
+    try:  # pages of whoever has just ended are let go a little later
+        poll(
+            lambda: (KSM / "pages_shared").read_text().strip() == "0", what="merged pages to be let go", timeout_s=10.0
+        )
+    except TimeoutError as error:
+        raise LabUnavailable(in_use) from error
     host = open_host(Settings())
     try:
         offerers = host.offerers()

@@ -42,33 +42,17 @@ def touch(pid: int, pages: Int64) -> int:
     The call stops at the first page that cannot be read. Raises OSError when not even the first one can.
     """
     target = (ctypes.c_char * len(pages))()
-    local = Iovec(ctypes.addressof(target), len(pages))
     remote = np.empty((len(pages), 2), dtype=np.uint64)
     remote[:, 0] = pages
     remote[:, 1] = 1
-    done = _libc.process_vm_readv(
-        pid,
-        ctypes.byref(local),
-        ctypes.c_ulong(1),
-        remote.ctypes.data_as(ctypes.c_void_p),
-        ctypes.c_ulong(len(pages)),
-        ctypes.c_ulong(0),
-    )
-    if done < 0:
-        raise _last_error()
-    return int(done)
+    return _read(pid, Iovec(ctypes.addressof(target), len(pages)), remote)
 
 
 def copy_page(pid: int, address: int, size_bytes: int) -> bytes:
     """Return what lies at an address; less where it is not all there. Raises OSError."""
     target = ctypes.create_string_buffer(size_bytes)
-    local = Iovec(ctypes.addressof(target), size_bytes)
-    remote = Iovec(address, size_bytes)
-    done = _libc.process_vm_readv(
-        pid, ctypes.byref(local), ctypes.c_ulong(1), ctypes.byref(remote), ctypes.c_ulong(1), ctypes.c_ulong(0)
-    )
-    if done < 0:
-        raise _last_error()
+    remote = np.array([(address, size_bytes)], dtype=np.uint64)
+    done = _read(pid, Iovec(ctypes.addressof(target), size_bytes), remote)
     return target.raw[:done]
 
 
@@ -83,7 +67,11 @@ def copy_pages(pid: int, addresses: Int64, words: npt.NDArray[np.uint64]) -> int
     remote = np.empty((len(firsts), 2), dtype=np.uint64)
     remote[:, 0] = addresses[firsts]
     remote[:, 1] = np.diff(np.append(firsts, len(addresses))) * page_bytes
-    local = Iovec(words.ctypes.data, words.nbytes)
+    return _read(pid, Iovec(words.ctypes.data, words.nbytes), remote) // page_bytes
+
+
+def _read(pid: int, local: Iovec, remote: npt.NDArray[np.uint64]) -> int:
+    """Read ranges (address, length) of another process into one of ours; return the bytes read. Raises OSError."""
     done = _libc.process_vm_readv(
         pid,
         ctypes.byref(local),
@@ -94,7 +82,7 @@ def copy_pages(pid: int, addresses: Int64, words: npt.NDArray[np.uint64]) -> int
     )
     if done < 0:
         raise _last_error()
-    return int(done) // page_bytes
+    return int(done)
 
 
 def _last_error() -> OSError:

@@ -153,17 +153,8 @@ def read_huge_runs(descriptor: int, ranges: list[tuple[int, int]]) -> Int64:
     By PAGEMAP_SCAN; on kernels before it, a region of 2 MiB counts whose 512 frames follow one another from a border
     of 2 MiB on, which without a huge page is as good as never so.
     """
-    found: list[Int64] = []
-    regions = np.empty((REGIONS_MOST, 3), np.uint64)
-    try:
-        for start, end in ranges:
-            at = start
-            while at < end:
-                count, at = _scan(descriptor, at, end, regions, PAGE_IS_HUGE)
-                found.append(regions[:count, :2].astype(np.int64))
-    except OSError as error:
-        if error.errno not in NO_SCAN:
-            raise
+    found = _scanned(descriptor, ranges, PAGE_IS_HUGE)
+    if found is None:
         addresses, tables = read_tables(descriptor, ranges)
         frames = (tables & np.uint64(FRAME)).astype(np.int64)
         first = frames[:, :1]
@@ -179,19 +170,8 @@ def read_zero_runs(descriptor: int, ranges: list[tuple[int, int]]) -> Int64:
 
     Memory that was only read has it, as the memory of a guest that has migrated here. None on kernels that cannot tell.
     """
-    found: list[Int64] = []
-    regions = np.empty((REGIONS_MOST, 3), np.uint64)
-    try:
-        for start, end in ranges:
-            at = start
-            while at < end:
-                count, at = _scan(descriptor, at, end, regions, PAGE_IS_PFNZERO)
-                found.append(regions[:count, :2].astype(np.int64))
-    except OSError as error:
-        if error.errno not in NO_SCAN:
-            raise
-        return runs.NONE
-    return runs.joined(found)
+    found = _scanned(descriptor, ranges, PAGE_IS_PFNZERO)
+    return runs.NONE if found is None else runs.joined(found)
 
 
 def longest_frames(descriptor: int, ranges: list[tuple[int, int]]) -> Int64:
@@ -227,24 +207,30 @@ def touched_ranges(descriptor: int, ranges: list[tuple[int, int]]) -> list[tuple
 
     Gaps below GAP_BYTES are kept. Raises OSError.
     """
-    regions = np.empty((REGIONS_MOST, 3), np.uint64)
-    found: list[Int64] = []
-    try:
-        for start, end in ranges:
-            at = start
-            while at < end:
-                regions_count, at = _scan(descriptor, at, end, regions)
-                found.append(regions[:regions_count, :2].astype(np.int64))
-    except OSError as error:
-        if error.errno not in NO_SCAN:
-            raise
+    found = _scanned(descriptor, ranges, PAGE_IS_PRESENT | PAGE_IS_SWAPPED)
+    if found is None:
         return ranges
     return [(start, end) for start, end in runs.joined(found, GAP_BYTES).tolist()]
 
 
-def _scan(
-    descriptor: int, start: int, end: int, regions: UInt64, any_of: int = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
-) -> tuple[int, int]:
+def _scanned(descriptor: int, ranges: list[tuple[int, int]], any_of: int) -> list[Int64] | None:
+    """Return the runs of `ranges` that are `any_of` these, part by part; None on kernels that cannot tell."""
+    found: list[Int64] = []
+    regions = np.empty((REGIONS_MOST, 3), np.uint64)
+    try:
+        for start, end in ranges:
+            at = start
+            while at < end:
+                count, at = _scan(descriptor, at, end, regions, any_of)
+                found.append(regions[:count, :2].astype(np.int64))
+    except OSError as error:
+        if error.errno not in NO_SCAN:
+            raise
+        return None
+    return found
+
+
+def _scan(descriptor: int, start: int, end: int, regions: UInt64, any_of: int) -> tuple[int, int]:
     """Fill `regions` with what is `any_of` these; return how many, and where the kernel stopped."""
     # The category masks are: inverted, all of, any of, and what is told of each region: nothing, so neighbours join.
     words = (SCAN_ARGUMENT.size, 0, start, end, 0, regions.ctypes.data, len(regions), 0, 0, 0, any_of, 0)
