@@ -21,23 +21,22 @@ Only workloads in a partition are pools. A VM's pool is its guest's RAM, and not
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from memsculpt import act, learn, plan, profile
 from memsculpt.agent.guests import Guests
+from memsculpt.agent.known_pool import KnownPool, OpenSculpt
 from memsculpt.agent.phasing import PhaseOutcome, Phasing
 from memsculpt.domain.heat import Looked
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.pages import PAGE_BYTES, Extents, Touches
 from memsculpt.domain.plan import SculptPool
 from memsculpt.domain.pool import (
-    INCOMPRESSIBLE,
-    Blocks,
     ColdZone,
     HotZone,
     Pool,
@@ -53,7 +52,7 @@ from memsculpt.domain.pool import (
 )
 from memsculpt.domain.settings import Sculpt, Settings
 from memsculpt.domain.units import format_bytes
-from memsculpt.domain.workload import Instance, WorkloadId
+from memsculpt.domain.workload import Instance
 from memsculpt.errors import MemsculptError, Refused, Transient, UsageError, Vanished
 from memsculpt.host.protocol import Host, PageReader
 
@@ -66,45 +65,10 @@ READINGS_S = 30.0  # what is known of a pool's faults before a sculpt
 
 
 @dataclass(slots=True)
-class _Open:
-    """A sculpt whose window has not passed."""
-
-    kind: type[SculptRequest]
-    done: SculptDone
-    before: tuple[float, float, float]
-    since: learn.Reading | None  # the first after it: what the sculpt itself took is not held against it
-
-
-@dataclass(slots=True)
 class _Asked:
     pool: str
     request: SculptRequest
     answer: "Future[SculptStats]"
-
-
-@dataclass(slots=True)
-class _Known:
-    """What is known of one pool. `stats` holds sums over its life, and the last sculpt's figures."""
-
-    workload: WorkloadId
-    process: Instance
-    id: str
-    blocks: Blocks | None = None
-    readings: deque[learn.Reading] = field(default_factory=deque[learn.Reading])
-    open: list[_Open] = field(default_factory=list[_Open])
-    mistakes: Counter[type[SculptRequest]] = field(default_factory=Counter[type[SculptRequest]])
-    refused_until_s: dict[type[SculptRequest], float] = field(default_factory=dict[type[SculptRequest], float])
-    stats: SculptStats = field(default_factory=lambda: SculptStats(pool=""))
-    paged_out_at_s: float = -math.inf
-    gathered_at_s: float = -math.inf
-    gone_bytes: int = 0  # sent out and not brought back by sculpts
-    summary: PoolSummary | None = None
-    summed_at_s: float = -math.inf
-    rests_until_s: float = -math.inf  # nothing of it is planned before
-    # By stretch: since when looks come in quick succession, and what they saw since then.
-    merged: dict[tuple[int, int], tuple[float, Touches | None]] = field(
-        default_factory=dict[tuple[int, int], tuple[float, Touches | None]]
-    )
 
 
 class Sculpting:
@@ -112,7 +76,7 @@ class Sculpting:
 
     def __init__(self, host: Host, settings: Settings, rules: plan.SculptRules | None = None) -> None:
         self._host, self._settings, self._rules = host, settings, rules or plan.SculptRules()
-        self._known: dict[Instance, _Known] = {}
+        self._known: dict[Instance, KnownPool] = {}
         self._readers: dict[Instance, PageReader] = {}
         self._asked: deque[_Asked] = deque()
         self._phasing = Phasing(settings)
@@ -126,7 +90,7 @@ class Sculpting:
         self._name_pools(observation)
         self._guests.find_ram(self._known.keys(), observation.time_s)
         for known in self._known.values():
-            pool = known.blocks.pool if known.blocks is not None else _empty_pool(known)
+            pool = known.blocks.pool if known.blocks is not None else known.empty_pool()
             reading = learn.read_pool(observation, pool)
             if reading is not None:
                 known.readings.append(reading)
@@ -161,7 +125,7 @@ class Sculpting:
             if one.touches is not None and one.cleared and not one.is_first and known.blocks is not None:
                 self._update(known, one.touches, one.at_s, (one.task.start, one.task.end))
 
-    def _update(self, known: _Known, touches: Touches, at_s: float, stretch: tuple[int, int]) -> None:
+    def _update(self, known: KnownPool, touches: Touches, at_s: float, stretch: tuple[int, int]) -> None:
         """Bring blocks up to date; what a pool that is looked at often shows is kept until its interval has passed.
 
         Ages count looks, and what they are worth is known for the sensing's interval.
@@ -180,7 +144,7 @@ class Sculpting:
         tier = self._host.swap_tier()
         known.blocks = profile.update_blocks(known.blocks, touches, at_s, stretch=stretch, swap_tier=tier)
 
-    def _flush(self, known: _Known, at_s: float) -> None:
+    def _flush(self, known: KnownPool, at_s: float) -> None:
         """Bring blocks up to date with what was kept: stretches change, or looks come no longer in quick succession."""
         tier = self._host.swap_tier()
         for stretch, (_, touches) in known.merged.items():
@@ -263,7 +227,7 @@ class Sculpting:
         return replace(told, guest=self._guests.told(known.process, known.blocks))
 
     def _sculpted(
-        self, known: _Known, request: SculptRequest, observation: Observation, *, may_act: bool
+        self, known: KnownPool, request: SculptRequest, observation: Observation, *, may_act: bool
     ) -> SculptStats:
         begin_s = time.thread_time()
         refusal = self._refusal(known, request, observation)
@@ -392,7 +356,7 @@ class Sculpting:
                 living.add(process)
                 name = rows.ids[row] if len(instances) == 1 else f"{rows.ids[row]}#{process.pid}"
                 name = self._guests.name_of(process) if self._guests.is_guest(process) else name
-                known = self._known.setdefault(process, _Known(rows.ids[row], process, name))
+                known = self._known.setdefault(process, KnownPool(rows.ids[row], process, name))
                 known.id = name
         for process in self._known.keys() - living:
             self._forget(process)
@@ -403,7 +367,7 @@ class Sculpting:
         if process in self._readers:
             self._readers.pop(process).close()
 
-    def _find(self, pool: str) -> _Known:
+    def _find(self, pool: str) -> KnownPool:
         guest = self._guests.find(pool)
         for known in self._known.values():
             if known.process == guest or pool in {known.id, f"{known.workload}#{known.process.pid}"}:
@@ -420,7 +384,7 @@ class Sculpting:
             fix="memsculpt pools lists them",
         )
 
-    def _reshape(self, known: _Known, extents: Extents, now_s: float) -> None:
+    def _reshape(self, known: KnownPool, extents: Extents, now_s: float) -> None:
         self._flush(known, now_s)
         ranges, is_guest = profile.pool_ranges(extents), self._guests.is_guest(known.process)
         if is_guest:
@@ -429,7 +393,7 @@ class Sculpting:
         blocks = known.blocks
         known.blocks = profile.begin_blocks(pool, now_s) if blocks is None else profile.move_blocks(blocks, pool)
 
-    def _refusal(self, known: _Known, request: SculptRequest, observation: Observation) -> str:
+    def _refusal(self, known: KnownPool, request: SculptRequest, observation: Observation) -> str:
         """Return why nothing is done, "" where something may be."""
         if why := self._guests.refusal(known.process, type(request)):
             return why
@@ -438,17 +402,17 @@ class Sculpting:
             return f"the last one did not pay; refused for another {left_s:.0f} s"
         if known.blocks is None or not known.blocks.interval_s > 0.0:
             return ""
-        _, stall_ratio, _ = self._rates(known)
+        _, stall_ratio, _ = known.rates()
         most = self._settings.plan.pressure_max_ratio
         if isinstance(request, ColdZone) and stall_ratio > most:
             return f"it stalls for {stall_ratio:.1%} of the time, and above {most:.0%} nothing is taken"
         return ""
 
-    def _order(self, known: _Known, request: SculptRequest, observation: Observation) -> SculptOrder:
+    def _order(self, known: KnownPool, request: SculptRequest, observation: Observation) -> SculptOrder:
         blocks, now_s = known.blocks, observation.time_s
         if blocks is None or not blocks.interval_s > 0.0:
             return SculptOrder(reason="its pages have not been looked at twice yet: what is hot or cold is not known")
-        faults_per_s, _, cpu_ratio = self._rates(known)
+        faults_per_s, _, cpu_ratio = known.rates()
         match request:
             case HotZone():
                 cpu = 0.0 if math.isnan(cpu_ratio) else cpu_ratio
@@ -462,14 +426,14 @@ class Sculpting:
             case Prefetch():
                 return plan.choose_due(blocks, request.window_s, now_s)
 
-    def _summed(self, known: _Known, observation: Observation) -> PoolSummary:
+    def _summed(self, known: KnownPool, observation: Observation) -> PoolSummary:
         """Return what may leave a pool or be gathered now, however much that is."""
         blocks, now_s = known.blocks, observation.time_s
         summary = PoolSummary(pool=known.id, workload=known.workload, process=known.process)
         if blocks is None or self._settings.plan.sculpt is Sculpt.OFF:
             return summary
         size_bytes = int(blocks.present.sum(dtype=np.int64)) * PAGE_BYTES
-        faults_per_s, _, cpu_ratio = self._rates(known)
+        faults_per_s, _, cpu_ratio = known.rates()
         if size_bytes and not self._refusal(known, ColdZone(size_bytes=size_bytes), observation):
             loss = 0.0 if math.isnan(faults_per_s) else faults_per_s * self._rules.fault_s
             cold = plan.weigh_cold(blocks, size_bytes, now_s, loss_ratio=loss, rules=self._rules)
@@ -496,7 +460,7 @@ class Sculpting:
                 is_it = (processes.pids == known.process.pid) & (processes.start_ticks == known.process.start_ticks)
                 known.gone_bytes = min(known.gone_bytes, int(processes.swapped_bytes[is_it].sum()))
 
-    def _may_leave_bytes(self, known: _Known, observation: Observation) -> int:
+    def _may_leave_bytes(self, known: KnownPool, observation: Observation) -> int:
         """Return what may leave now: at the configured rate, and as far as the swap may be filled."""
         settings, memory = self._settings.plan, observation.memory
         used_bytes = memory.swap_total_bytes - memory.swap_free_bytes
@@ -506,7 +470,7 @@ class Sculpting:
 
     def _carry_out(
         self,
-        known: _Known,
+        known: KnownPool,
         request: SculptRequest,
         order: SculptOrder,
         observation: Observation,
@@ -518,11 +482,11 @@ class Sculpting:
         began_s = self._host.now_s()
         done = act.sculpt(self._host, blocks.pool, order)
         self._note(known, done)
-        before = self._rates(known)
+        before = known.rates()
         if choice is not None:
             self._phasing.moved(known.process, choice, done, began_s)
         elif done.moved_bytes:
-            known.open.append(_Open(type(request), done, before, None))
+            known.open.append(OpenSculpt(type(request), done, before, None))
         if choice is None:
             known.summary, known.summed_at_s = None, -math.inf
             known.rests_until_s = observation.time_s + done.duration_s / PLANNED_MOST_RATIO
@@ -543,43 +507,10 @@ class Sculpting:
         )
         return self._told(known)
 
-    def _note(self, known: _Known, done: SculptDone) -> None:
-        """Put what was done into the blocks' zones and the pool's sums."""
-        blocks, order = known.blocks, done.order
+    def _note(self, known: KnownPool, done: SculptDone) -> None:
         if done.came_bytes:
-            self._drop_bits(known.process, order)
-        if blocks is not None:
-            # A block of which only a part leaves stays what it is.
-            for ranges, zone in ((order.leave, Zone.COLD), (order.collapse, Zone.HOT), (order.come, Zone.PREFETCH)):
-                blocks = profile.with_zone(blocks, blocks.rows_within(ranges), zone)
-            if done.left_bytes:  # or it would be chosen again before the next look
-                left, stays = profile.with_left(blocks, order.leave), blocks.rows_within(done.incompressible)
-                present = np.where(stays, blocks.present, left.present)
-                blocks = replace(left, present=present, swapped=np.where(stays, blocks.swapped, left.swapped))
-            known.blocks = profile.with_flag(blocks, blocks.rows_within(done.incompressible), INCOMPRESSIBLE)
-        known.gone_bytes = max(0, known.gone_bytes + done.left_bytes - done.came_bytes)
-        if not order.part_bytes:
-            known.stats = replace(
-                known.stats,
-                resident_before_bytes=done.resident_before_bytes,
-                resident_after_bytes=done.resident_after_bytes,
-                huge_before_bytes=done.huge_before_bytes,
-                huge_after_bytes=done.huge_after_bytes,
-                longest_run_before_bytes=done.longest_run_before_bytes,
-                longest_run_after_bytes=done.longest_run_after_bytes,
-            )
-        stats = known.stats
-        known.stats = replace(
-            stats,
-            moved_bytes=stats.moved_bytes + done.moved_bytes,
-            collapsed_bytes=stats.collapsed_bytes + done.collapsed_bytes,
-            split_bytes=stats.split_bytes + done.split_bytes,
-            paged_out_bytes=stats.paged_out_bytes + done.left_bytes,
-            brought_in_bytes=stats.brought_in_bytes + done.came_bytes,
-            cpu_s=stats.cpu_s + done.cpu_s,
-            duration_s=done.duration_s,
-            problems=done.problems,
-        )
+            self._drop_bits(known.process, done.order)
+        known.note(done)
 
     def _drop_bits(self, process: Instance, order: SculptOrder) -> None:
         """Clear the accessed bits that bringing back has set: they are nobody's touches."""
@@ -603,7 +534,7 @@ class Sculpting:
             log.info("pool %s: %s", known.id, judged.reason)
         return self._told(known)
 
-    def _settle(self, known: _Known, one: _Open, *, may_act: bool) -> bool:
+    def _settle(self, known: KnownPool, one: OpenSculpt, *, may_act: bool) -> bool:
         """Judge one sculpt; return whether that was its end."""
         blocks, now = known.blocks, known.readings[-1]
         if blocks is None:
@@ -644,12 +575,7 @@ class Sculpting:
             )
         return True
 
-    def _rates(self, known: _Known) -> tuple[float, float, float]:
-        if len(known.readings) < 2:
-            return math.nan, math.nan, math.nan
-        return learn.rates(known.readings[0], known.readings[-1])
-
-    def _told(self, known: _Known) -> SculptStats:
+    def _told(self, known: KnownPool) -> SculptStats:
         zones = (0, 0, 0, 0)
         if known.blocks is not None:
             first, second, third, fourth = (known.blocks.zone_bytes(zone) for zone in Zone)
@@ -659,7 +585,3 @@ class Sculpting:
 
 def _asked_bytes(request: SculptRequest) -> int:
     return request.size_bytes or 0
-
-
-def _empty_pool(known: _Known) -> Pool:
-    return Pool(id=known.id, workload=known.workload, process=known.process, ranges=())
