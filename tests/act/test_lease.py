@@ -134,6 +134,19 @@ def test_the_guardian_survives_what_ends_the_agents_group(stand_in):
     until(lambda: agent.limit() == OLD, "the limit to be restored")
 
 
+def test_no_signal_finds_the_guardian_before_its_trap(tmp_path):
+    """Not even one that comes while its shell still starts; ours are handled as before."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    lease = Lease.start(tmp_path, lease_s=30.0, now_s=0.0, command=("true",))
+    status = Path(f"/proc/{lease.pid}/status").read_text().splitlines()
+    masks = dict(line.split(":") for line in status if line.startswith(("SigBlk", "SigIgn")))
+    unheard = int(masks["SigBlk"], 16) | int(masks["SigIgn"], 16)
+    lease.end()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        assert unheard >> (number - 1) & 1
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
 def test_the_guardian_is_small(stand_in):
     """Waiting costs a few MiB at most, its children included."""
     agent = stand_in(30.0)

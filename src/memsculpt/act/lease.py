@@ -10,11 +10,13 @@ its own, on the read end of a pipe whose only write end the agent holds.
                      pipe is still open, so the pid is its own), wait for the end of file, then restore
     "end"            the agent ends normally and has restored: the guardian ends too
 
-It ignores SIGTERM, SIGINT and SIGHUP, because whoever stops the agent's whole group (Ctrl-C, systemd) stops the agent
-first and may kill it before it has restored. What it does is written to `guardian.log` in the state folder.
+From its first moment it ignores SIGTERM, SIGINT and SIGHUP, because whoever stops the agent's whole group (Ctrl-C,
+systemd) stops the agent first and may kill it before it has restored. What it does is written to `guardian.log` in the
+state folder.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +28,7 @@ LOG_NAME = "guardian.log"
 SHORTEST_S = 15.0
 
 _DISMISSED_WITHIN_S = 2.0
+_ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 # $1 lease in seconds, $2 the agent's pid, the rest is the command that restores. `timeout` runs the read in a shell of
 # its own, which reads byte by byte, so a heartbeat more or less in the pipe does not matter. POSIX sh has no `read -t`.
@@ -144,6 +147,8 @@ class Lease:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             log = os.open(self._state_dir / LOG_NAME, flags, 0o600)
+            # A child starts with its parent's mask: until its shell has come to the trap, they are blocked.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
             try:
                 self._guardian = subprocess.Popen(
                     ["/bin/sh", "-c", _GUARDIAN, "memsculpt-guardian", *arguments],
@@ -155,6 +160,7 @@ class Lease:
                     start_new_session=True,
                 )
             finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 os.close(log)
         except OSError as error:
             raise Unavailable(
