@@ -105,6 +105,7 @@ def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's, which reads the groups and would find none
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     for item in items:
