@@ -116,6 +116,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(TIMEOUT_S[ring]))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to run groups side by side that pytest-xdist does not see (it writes them behind the tests' names)."""
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError(
+            "tests/conftest.py: pytest-xdist does not see the groups, so tests of this machine would meet each other;\n"
+            "  fix: install the versions of requirements/dev.txt (docs/decisions/0057)"
+        )
+
+
 # --- what the session tells first -------------------------------------------------------------------------------------
 
 

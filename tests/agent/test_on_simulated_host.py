@@ -459,14 +459,14 @@ def test_equal_hosts_give_equal_plans(
 
 
 @pytest.mark.timeout(240)
-def test_an_hour_in_seconds(tmp_path: Path):
-    """An hour of ticks over ten workloads ends, with every promise kept at its end."""
+def test_twenty_minutes_in_seconds(tmp_path: Path):
+    """Twenty minutes of ticks over ten workloads end, with every promise kept at their end."""
     mix: list[Program] = [
         Constant(name="redis-server", cgroup="lab/redis", size_bytes=525 * MIB),
         Cycle(name="job-a", cgroup="lab/job-a", size_bytes=450 * MIB, offset_s=2.0, jitter_s=0.3),
         Cycle(name="job-b", cgroup="lab/job-b", size_bytes=450 * MIB, offset_s=7.0, jitter_s=0.3),
-        Ramp(name="ramp", cgroup="more/ramp", from_bytes=50 * MIB, to_bytes=600 * MIB, ramp_s=1800.0),
-        Leak(name="leak", cgroup="more/leak", base_bytes=50 * MIB, leak_bytes_per_s=2e5, ceiling_bytes=900 * MIB),
+        Ramp(name="ramp", cgroup="more/ramp", from_bytes=50 * MIB, to_bytes=600 * MIB, ramp_s=600.0),
+        Leak(name="leak", cgroup="more/leak", base_bytes=50 * MIB, leak_bytes_per_s=6e5, ceiling_bytes=900 * MIB),
         Burst(name="burst", cgroup="more/burst", base_bytes=50 * MIB, burst_bytes=200 * MIB),
         StartupPeak(name="peak", cgroup="more/peak", peak_bytes=400 * MIB, steady_bytes=99 * MIB, lifetime_s=300.0),
         CacheReader(name="reader", cgroup="more/reader", file_bytes=500 * MIB, read_bytes_per_s=20 * MIB),
@@ -476,11 +476,11 @@ def test_an_hour_in_seconds(tmp_path: Path):
     host = SimulatedHost(1, workloads=mix, limits={"lab": LAB_BYTES}, total_bytes=4096 * MIB, chunk_bytes=MIB)
     before = budgets(host)
     with running(host, lab_settings(Mode.APPLY), tmp_path) as run:
-        run.go(3600.0)
+        run.go(1200.0)
         report = run.agent.close()
 
     assert report is not None
     assert report.is_complete
     assert budgets(host) == before
-    assert host.now_s() >= 4600.0
+    assert host.now_s() >= 2200.0
     assert [host.record(name).oom_kills_count for name in TENANTS] == [0, 0, 0]

@@ -84,33 +84,6 @@ def test_where_all_is_required_a_skip_fails(tmp_path):
     assert "everything is required here" in printed
 
 
-@pytest.mark.timeout(60)
-def test_side_by_side_each_room_keeps_to_its_group():
-    """pytest-xdist reads the groups that the session assigns: it tells a test's group behind its name."""
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-n",
-            "1",
-            "--dist",
-            "loadgroup",
-            "-v",
-            "tests/hosts/test_clock.py",
-            "-k",
-            "past",
-        ],
-        cwd=CONFTEST.parents[1],
-        env={**os.environ, "MEMSCULPT_REQUIRE": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=50,
-    )
-    assert "test_a_deadline_in_the_past_returns_at_once[SimulatedStage]@machine" in ran.stdout, ran.stdout + ran.stderr
-
-
 def test_leftovers_of_a_dead_session_are_removed_and_nothing_else(tmp_path):
     """A living session's cgroup, other people's, and one that cannot be removed stay."""
     dead, ours, foreign, full = (

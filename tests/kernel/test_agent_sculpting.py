@@ -125,7 +125,7 @@ def test_sets_used_in_turn_come_back_before_their_turn(begin, own_folder, folder
     served = [count for count, size in zip(faults, brought, strict=True) if size >= 8 * MIB]
     alone = [count for count, size in zip(faults[1:], brought[1:], strict=True) if size == 0]
     assert served, told
-    assert min(served) < 0.05 * pages, told
+    assert sorted(served)[len(served) // 2] < 0.05 * pages, told
     assert sorted(alone)[len(alone) // 2] > 0.4 * pages, told  # read in order, the kernel sends out what comes next
     assert {one.status for one in run.sculpts(Prefetch)} <= {Status.DONE, Status.PARTIAL}
     assert pool.brought_in_bytes == sum(one.done_bytes for one in run.sculpts(Prefetch))

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -168,9 +167,15 @@ def test_a_process_that_ends_gives_what_was_seen(run, tmp_path):
     assert by_name(recording)["by_loop"].total_bytes == pytest.approx(16 * MIB, rel=0.05)
 
 
-def test_the_command_tells_and_draws(run, tmp_path, capfd):
+def test_the_command_tells_and_draws(run, tmp_path, capfd, monkeypatch):
     program = run(compiled(tmp_path, GROWER.read_text()))
-    threading.Timer(0.8, program.work).start()
+    record = drilldown.record_growth
+    first = iter((program.work,))  # works once the recording has begun, however long attaching takes
+
+    def recording(*args, **options):
+        return record(*args, **options | {"on_progress": lambda _elapsed_s, _seen: next(first, int)()})
+
+    monkeypatch.setattr(drilldown, "record_growth", recording)
     files = {name: tmp_path / f"growth.{name}" for name in ("svg", "html", "speedscope")}
     options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
     assert main(["growth", str(program.pid), "--for", "2s", "--json", *options]) == 0
