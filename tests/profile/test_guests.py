@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsculpt.domain.settings import MIB
+from memsculpt.domain.settings import MIB, Settings
 from memsculpt.domain.vm import GuestMemory, VmFeatures, VmId, VmReading, VmState
 from memsculpt.domain.workload import Instance, WorkloadId
 from memsculpt.profile.guests import OVERHEAD_LEAST_BYTES, STALE_S, SWAP_HALF_LIFE_S
+from memsculpt.profile.state import ProfileState
+from memsculpt.profile.update import update
 from tests.profile.world import running, see, watch
 
 RAM = 512
@@ -64,6 +66,17 @@ def test_the_need_is_what_the_guest_uses_not_what_qemu_holds(doom):
     assert need == (100 + RESERVED) * MIB
     assert profiles.needed_bytes[0] == need + profiles.guests[WEB].overhead_bytes
     assert profiles.working_set_bytes[0] == profiles.needed_bytes[0]
+
+
+def test_a_balloon_that_stands_still_is_remembered_by_two_sightings():
+    """However long it stands; and of one that moves, the last seconds."""
+    state = ProfileState()
+    for second in range(1, 40):
+        one = reading(float(second), None, left=300 if second < 20 else 300 - second)
+        state, _ = update(state, look(float(second), one), Settings())
+        path = state.guests[one.id].path
+        assert len(path) <= 2 if second < 20 else all(second - 12 < at_s <= second for at_s, _ in path)
+    assert [size // MIB for _, size in path] == [300 - second for second in range(28, 40)]
 
 
 @pytest.mark.parametrize("doom", [False, True])

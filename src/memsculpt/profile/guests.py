@@ -24,7 +24,7 @@ import numpy as np
 
 from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.domain.guest import GuestDemand
-from memsculpt.domain.observation import Observation
+from memsculpt.domain.observation import Observation, Workloads
 from memsculpt.domain.vm import GuestMemory, VmId, VmReading, VmState
 from memsculpt.domain.workload import Instance, WorkloadId
 
@@ -38,15 +38,19 @@ NOT_TOLD = "the guest tells nothing of its memory (no balloon driver, or statist
 PAGE_BYTES = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class KnownGuest:
-    """What is remembered of one VM."""
+    """What is remembered of one VM.
+
+    Not frozen, because `follow_guests` fills in its own copy: a copy for each change took a fifth of a tick.
+    """
 
     process: Instance
     balloon_bytes: int | None
     moved_at_s: float  # when the balloon was last seen to move; -inf: never
     guest: GuestMemory | None = None  # the newest figures that were taken in
-    path: tuple[tuple[float, int], ...] = ()  # when the balloon was seen to leave the guest how much, the last seconds
+    # When the balloon was seen to leave the guest how much, the last seconds; while it stands still the first and last.
+    path: tuple[tuple[float, int], ...] = ()
     reserved_bytes: int | None = None
     swapped_bytes: float = 0.0
     need_bytes: int | None = None
@@ -93,51 +97,65 @@ def follow_guests(known: Guests, observation: Observation, overheads: Mapping[Vm
     if not observation.vms:
         return GuestView(known={})
     row_of = {one: row for row, one in enumerate(observation.workloads.ids)}
+    held, beside = _held_bytes(observation.workloads)
     followed: dict[VmId, KnownGuest] = {}
     demands: dict[WorkloadId, GuestDemand] = {}
     for reading in observation.vms:
         before = known.get(reading.id)
         if before is None or before.process != reading.process:
-            before = KnownGuest(process=reading.process, balloon_bytes=reading.balloon_bytes, moved_at_s=-math.inf)
-        one = _with_rates(_with_memory(before, reading, observation.time_s), reading)
+            one = KnownGuest(process=reading.process, balloon_bytes=reading.balloon_bytes, moved_at_s=-math.inf)
+        else:
+            one = replace(before)  # this tick's own from here on
+        _take_memory(one, reading, observation.time_s)
+        _take_rates(one, reading)
         row = row_of.get(reading.workload)
         if row is not None:
             measured = overheads.get(reading.id)
-            overhead = _overhead_bytes(one, reading, observation, row) if measured is None else measured
-            one = replace(one, overhead_bytes=overhead)
+            if measured is None:
+                measured = _overhead_bytes(one, reading, observation.time_s, held[row], beside[row])
+            one.overhead_bytes = measured
         followed[reading.id] = one
         demands[reading.workload] = _demand(one, reading, observation.time_s)
     return GuestView(known=followed, demands=demands, rows=_rows(followed, demands, observation, row_of))
 
 
-def _with_memory(known: KnownGuest, reading: VmReading, now_s: float) -> KnownGuest:
+def _take_memory(known: KnownGuest, reading: VmReading, now_s: float) -> None:
     """Take in the guest's figures, once each."""
-    if reading.balloon_bytes != known.balloon_bytes:
-        known = replace(known, balloon_bytes=reading.balloon_bytes, moved_at_s=now_s)
-    if reading.balloon_bytes is not None:
-        kept = tuple(one for one in known.path if one[0] > now_s - PATH_S)
-        known = replace(known, path=(*kept, (now_s, reading.balloon_bytes)))
+    balloon_bytes = reading.balloon_bytes
+    if balloon_bytes != known.balloon_bytes:
+        known.balloon_bytes, known.moved_at_s = balloon_bytes, now_s
+    if balloon_bytes is not None:
+        known.path = _path_with(known.path, now_s, balloon_bytes)
     told, before = reading.guest, known.guest
     if told is None or (before is not None and told.updated_at_s < before.updated_at_s + SAME_S):
-        return known
-    known = replace(known, guest=told)
-    known = _with_swap(known, told, before, reading)
-    used_bytes = told.used_bytes
-    if used_bytes is None or told.total_bytes is None:
-        return replace(known, need_bytes=None)
-    balloon_bytes = reading.ram_bytes if reading.balloon_bytes is None else reading.balloon_bytes
-    stands_still = told.updated_at_s > known.moved_at_s
-    if reading.features.deflate_on_oom:
-        known = replace(known, reserved_bytes=max(reading.ram_bytes - told.total_bytes, 0))
-    elif stands_still:
-        known = replace(known, reserved_bytes=max(balloon_bytes - told.total_bytes, 0))
+        return
+    known.guest = told
+    _take_swap(known, told, before, reading.ram_bytes)
+    used_bytes, total_bytes = told.used_bytes, told.total_bytes
+    if used_bytes is None or total_bytes is None:
+        known.need_bytes = None
+        return
+    is_hidden = reading.features.deflate_on_oom  # the balloon is a part of the total, and of what is used
+    if is_hidden:
+        known.reserved_bytes = max(reading.ram_bytes - total_bytes, 0)
+    elif told.updated_at_s > known.moved_at_s:  # it stands still
+        known.reserved_bytes = max((reading.ram_bytes if balloon_bytes is None else balloon_bytes) - total_bytes, 0)
     need = used_bytes + (known.reserved_bytes or 0) + int(known.swapped_bytes)
-    if reading.features.deflate_on_oom:
-        # The balloon is a part of `used` here. How much it held when the guest spoke is known within bounds only.
+    if is_hidden:
+        # How much the balloon held when the guest spoke is known within bounds only.
         taken_least, taken_most = _taken_bytes(known, reading, told.updated_at_s)
         least, most = max(need - taken_most, 0), max(need - taken_least, 0)
         need = least if taken_least == taken_most else min(max(known.need_bytes or 0, least), most)
-    return replace(known, need_bytes=min(need, reading.ram_bytes))
+    known.need_bytes = min(need, reading.ram_bytes)
+
+
+def _path_with(path: tuple[tuple[float, int], ...], now_s: float, size_bytes: int) -> tuple[tuple[float, int], ...]:
+    """Return the path with one more sighting, without those that are too old or say nothing that others do not."""
+    if len(path) > 1 and path[-1][1] == path[-2][1] == size_bytes:
+        path = path[:-1]
+    if path and path[0][0] <= now_s - PATH_S:
+        path = tuple(one for one in path if one[0] > now_s - PATH_S)
+    return (*path, (now_s, size_bytes))
 
 
 def _taken_bytes(known: KnownGuest, reading: VmReading, at_s: float) -> tuple[int, int]:
@@ -149,68 +167,66 @@ def _taken_bytes(known: KnownGuest, reading: VmReading, at_s: float) -> tuple[in
     return max(reading.ram_bytes - max(sizes), 0), max(reading.ram_bytes - min(sizes), 0)
 
 
-def _with_swap(known: KnownGuest, told: GuestMemory, before: GuestMemory | None, reading: VmReading) -> KnownGuest:
+def _take_swap(known: KnownGuest, told: GuestMemory, before: GuestMemory | None, ram_bytes: int) -> None:
     """Follow what the guest swaps, and its faults. Counters that fell: it has booted anew."""
-    elapsed_s = 0.0 if before is None else told.updated_at_s - before.updated_at_s
-
-    def since(name: str) -> float:
-        new, old = getattr(told, name), None if before is None else getattr(before, name)
-        return math.nan if new is None or old is None or new < old else float(new - old)
-
-    came, left = since("swapped_in_bytes"), since("swapped_out_bytes")
-    has_rebooted = before is not None and math.isnan(left) and told.swapped_out_bytes is not None
-    swapped = 0.0 if has_rebooted else known.swapped_bytes
     if before is None:  # whatever it swapped before we came: at most this
         swapped = float((told.swapped_out_bytes or 0) - (told.swapped_in_bytes or 0))
-    elif not math.isnan(came) and not math.isnan(left):
-        swapped += left - came
-        if came == 0.0:
-            swapped *= 0.5 ** (elapsed_s / SWAP_HALF_LIFE_S)
-    faults = [since("major_faults_count"), since("minor_faults_count")]
-    return replace(
-        known,
-        swapped_bytes=min(max(swapped, 0.0), float(reading.ram_bytes)),
-        swap_in_bytes_per_s=_per_s(came, elapsed_s),
-        major_faults_per_s=_per_s(faults[0], elapsed_s),
-        faults_per_s=sum(_per_s(each, elapsed_s) for each in faults),
-    )
+        known.swap_in_bytes_per_s = known.major_faults_per_s = known.faults_per_s = 0.0
+    else:
+        elapsed_s = told.updated_at_s - before.updated_at_s
+        came = _since(told.swapped_in_bytes, before.swapped_in_bytes)
+        left = _since(told.swapped_out_bytes, before.swapped_out_bytes)
+        has_rebooted = math.isnan(left) and told.swapped_out_bytes is not None
+        swapped = 0.0 if has_rebooted else known.swapped_bytes
+        if not math.isnan(came) and not math.isnan(left):
+            swapped += left - came
+            if came == 0.0:
+                swapped *= 0.5 ** (elapsed_s / SWAP_HALF_LIFE_S)
+        known.swap_in_bytes_per_s = _per_s(came, elapsed_s)
+        known.major_faults_per_s = _per_s(_since(told.major_faults_count, before.major_faults_count), elapsed_s)
+        minor_faults_per_s = _per_s(_since(told.minor_faults_count, before.minor_faults_count), elapsed_s)
+        known.faults_per_s = known.major_faults_per_s + minor_faults_per_s
+    known.swapped_bytes = min(max(swapped, 0.0), float(ram_bytes))
+
+
+def _since(new: int | None, old: int | None) -> float:
+    """Return by how much a counter has risen; NaN where that is not known, or it fell."""
+    return math.nan if new is None or old is None or new < old else float(new - old)
 
 
 def _per_s(change: float, elapsed_s: float) -> float:
     return change / elapsed_s if elapsed_s > 0.0 and not math.isnan(change) else 0.0
 
 
-def _with_rates(known: KnownGuest, reading: VmReading) -> KnownGuest:
+def _take_rates(known: KnownGuest, reading: VmReading) -> None:
     """Follow the processors and devices; a reading is taken in once."""
     if not reading.read_at_s > known.read_at_s:
-        return known
+        return
     network_bytes = (reading.received_bytes or 0) + (reading.sent_bytes or 0)
     moved_bytes = reading.read_bytes + reading.written_bytes + network_bytes
     elapsed_s = reading.read_at_s - known.read_at_s
     has_rates = math.isfinite(elapsed_s)
-    return replace(
-        known,
-        read_at_s=reading.read_at_s,
-        vcpu_s=reading.vcpu_s,
-        moved_bytes=moved_bytes,
-        cpu_ratio=max(reading.vcpu_s - known.vcpu_s, 0.0) / elapsed_s if has_rates else math.nan,
-        io_bytes_per_s=max(moved_bytes - known.moved_bytes, 0) / elapsed_s if has_rates else math.nan,
-    )
+    known.cpu_ratio = max(reading.vcpu_s - known.vcpu_s, 0.0) / elapsed_s if has_rates else math.nan
+    known.io_bytes_per_s = max(moved_bytes - known.moved_bytes, 0) / elapsed_s if has_rates else math.nan
+    known.read_at_s, known.vcpu_s, known.moved_bytes = reading.read_at_s, reading.vcpu_s, moved_bytes
 
 
-def _overhead_bytes(known: KnownGuest, reading: VmReading, observation: Observation, row: int) -> int:
+def _held_bytes(seen: Workloads) -> tuple[list[int], list[int]]:
+    """Return, by workload, what may be a guest's memory, and what a QEMU holds beside it: files and kernel memory."""
+    beside = seen.file_bytes - np.minimum(seen.reclaimable_bytes, seen.file_bytes) + seen.kernel_bytes
+    return (seen.anon_bytes + seen.shmem_bytes + seen.swapped_bytes).tolist(), beside.tolist()
+
+
+def _overhead_bytes(known: KnownGuest, reading: VmReading, now_s: float, held_bytes: int, beside_bytes: int) -> int:
     """Return what QEMU holds beside the guest's memory: the most that was ever above all that the guest may have.
 
     A guest that has not touched all of its memory hides some of it; so the least is what its files and kernel memory
     take, and what an idle QEMU does. While a balloon moves, pages of the guest may not have left yet.
     """
-    seen = observation.workloads
-    file_bytes = int(seen.file_bytes[row] - min(seen.reclaimable_bytes[row], seen.file_bytes[row]))
-    beside = file_bytes + int(seen.kernel_bytes[row])
-    is_still = observation.time_s - known.moved_at_s >= SETTLED_S
+    is_still = now_s - known.moved_at_s >= SETTLED_S
     most = reading.ram_bytes if reading.balloon_bytes is None or not is_still else reading.balloon_bytes
-    held = int(seen.anon_bytes[row] + seen.shmem_bytes[row] + seen.swapped_bytes[row])
-    return max(known.overhead_bytes, OVERHEAD_LEAST_BYTES + beside, min(held - most, reading.ram_bytes // 2) + beside)
+    above = min(held_bytes - most, reading.ram_bytes // 2)
+    return max(known.overhead_bytes, OVERHEAD_LEAST_BYTES + beside_bytes, above + beside_bytes)
 
 
 def _demand(known: KnownGuest, reading: VmReading, now_s: float) -> GuestDemand:
