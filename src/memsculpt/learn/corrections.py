@@ -15,6 +15,7 @@ HEADROOM_STEP = 0.05
 REFUSE_FIRST_S, REFUSE_MOST_S = 5.0, 120.0
 # Trust comes back by itself: halfway in this time, so that one bad hour does not switch a mechanism off for good.
 FORGIVE_HALF_LIFE_S = 60.0
+SEEN_EVERY_S = 30.0  # as exact as it must be known when somebody was last seen, who is forgotten after many minutes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +35,16 @@ class Experience:
     def after_score(self, *, missed: bool, covered: bool, pinball_bytes: float, level: float) -> "Experience":
         """Return the experience after one forecast came due."""
         step = HEADROOM_STEP * (level if missed else level - 1.0)
-        return replace(
-            self,
-            headroom_ratio=float(np.clip(self.headroom_ratio * (1.0 + step), HEADROOM_LEAST, HEADROOM_MOST)),
+        return Experience(  # all by name: this is done for every workload in every tick, and `replace` is slow
+            headroom_ratio=min(max(self.headroom_ratio * (1.0 + step), HEADROOM_LEAST), HEADROOM_MOST),
             scored_count=self.scored_count + 1,
             covered_count=self.covered_count + covered,
             pinball_sum_bytes=self.pinball_sum_bytes + pinball_bytes,
+            page_out_allowed_ratio=self.page_out_allowed_ratio,
+            page_in_useful_ratio=self.page_in_useful_ratio,
+            refused_until_s=self.refused_until_s,
+            refuse_next_s=self.refuse_next_s,
+            seen_at_s=self.seen_at_s,
         )
 
     def after_mistake(self, now_s: float, weight: float) -> "Experience":
@@ -60,7 +65,9 @@ class Experience:
         return replace(self, page_in_useful_ratio=0.7 * self.page_in_useful_ratio + 0.3 * was_used)
 
     def forgiven(self, elapsed_s: float, now_s: float) -> "Experience":
-        """Return the experience some time later."""
+        """Return the experience some time later; it was seen then."""
+        if self.is_trusted:  # nothing to forgive, as with nearly all
+            return self if now_s - self.seen_at_s < SEEN_EVERY_S else replace(self, seen_at_s=now_s)
         keep = 0.5 ** (elapsed_s / FORGIVE_HALF_LIFE_S)
         rested = now_s >= self.refused_until_s
         return replace(
@@ -68,6 +75,16 @@ class Experience:
             page_out_allowed_ratio=1.0 - keep * (1.0 - self.page_out_allowed_ratio),
             page_in_useful_ratio=1.0 - keep * (1.0 - self.page_in_useful_ratio),
             refuse_next_s=max(REFUSE_FIRST_S, self.refuse_next_s * keep) if rested else self.refuse_next_s,
+            seen_at_s=now_s,
+        )
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether nothing is held against it, or was forgiven in full."""
+        return (
+            self.page_out_allowed_ratio == 1.0
+            and self.page_in_useful_ratio == 1.0
+            and self.refuse_next_s == REFUSE_FIRST_S
         )
 
 

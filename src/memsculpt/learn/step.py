@@ -67,9 +67,7 @@ def step(
     now_s = observation.time_s
     present = {each: learner.experiences.get(each, Experience()) for each in profiles.ids}
     gone = {each: old for each, old in learner.experiences.items() if now_s - old.seen_at_s < FORGET_S}
-    experiences = gone | {
-        each: replace(old.forgiven(profiles.elapsed_s, now_s), seen_at_s=now_s) for each, old in present.items()
-    }
+    experiences = gone | {each: old.forgiven(profiles.elapsed_s, now_s) for each, old in present.items()}
     learner, experiences = _score(learner, experiences, profiles, forecasts)
     learner, experiences = _judge(learner, experiences, observation, profiles, applied)
     learner = _back_off(learner, observation, profiles, applied)
