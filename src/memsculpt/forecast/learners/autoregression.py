@@ -58,12 +58,12 @@ class Autoregression:
         risen = np.zeros(len(at), np.float32)
         highest = np.zeros((len(at), ahead), np.float32)
         for step in range(ahead):
-            change = np.clip(np.einsum("nw,nw->n", coefficients, inputs), -BOUND, BOUND)
+            change = _bounded(np.einsum("nw,nw->n", coefficients, inputs))
             risen = risen + change
             highest[:, step] = risen
             inputs[:, 1:LAGS] = inputs[:, : LAGS - 1]
             inputs[:, 0] = change
-            inputs[:, LAGS] = np.clip(inputs[:, LAGS] - change / series.away_ratio, -BOUND, BOUND)
+            inputs[:, LAGS] = _bounded(inputs[:, LAGS] - change / series.away_ratio)
             inputs[:, LAGS + 1 : LAGS + 3] = 0.0
         peaks = np.maximum.accumulate(highest, axis=1)[:, np.minimum(steps, ahead) - 1]
         expected = series.need_bytes[:, np.newaxis] + peaks * series.change_bytes[:, np.newaxis]
@@ -77,6 +77,11 @@ class Autoregression:
     def settle(self, own: Kept, at: Int64, horizon: int, noted: Float32, risen: Float32) -> None:
         """Nothing: what comes over a horizon is not what it learns from."""
         del own, at, horizon, noted, risen
+
+
+def _bounded(values: Float32 | Float64) -> Float32 | Float64:
+    """Return np.clip(values, -BOUND, BOUND), which takes four times as long and is asked for forty times a tick."""
+    return np.minimum(np.maximum(values, -BOUND), BOUND)
 
 
 def _changes(series: Series) -> Float32:
