@@ -2,9 +2,12 @@
 """/proc/meminfo and /proc/pressure/memory: the machine as a whole."""
 
 import mmap
+import re
 
 from memsculpt.domain.observation import HostMemory
 from memsculpt.host.linux import procfs, psi
+
+_USED = re.compile(rb"^(?:MemTotal|MemFree|MemAvailable|SwapTotal|SwapFree):.*$", re.MULTILINE)
 
 
 def parse_meminfo(content: bytes) -> dict[str, int]:
@@ -25,7 +28,8 @@ def read_swap_cached_bytes(proc: str) -> int:
 
 def read_host_memory(proc: str) -> HostMemory:
     """Read the machine's totals. Raises OSError."""
-    sizes = parse_meminfo(procfs.read_file(f"{proc}/meminfo"))
+    content = procfs.read_file(f"{proc}/meminfo")
+    sizes = parse_meminfo(b"\n".join(_USED.findall(content)))  # six of some fifty lines, in every tick
     pressure = psi.read_pressure(f"{proc}/pressure/memory")
     return HostMemory(
         total_bytes=sizes["MemTotal"],

@@ -2,8 +2,10 @@
 """One look at the machine, as columns."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import is_
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,6 +48,26 @@ class _Past:
     written_bytes: int = 0
 
 
+NO_PAST = _Past()
+
+
+class _Sums(NamedTuple):
+    """What a workload's processes hold and have counted, those that have ended as well."""
+
+    anon_bytes: int
+    file_bytes: int
+    shmem_bytes: int
+    swapped_bytes: int
+    unknown_pages: int  # of processes that do not tell what their memory is
+    minor_faults: int
+    major_faults: int
+    cpu_s: float
+    read_bytes: int
+    written_bytes: int
+    has_io: bool
+    program: str  # of the largest
+
+
 class LinuxObserver:
     """Reads the machine; remembers what ended processes had counted."""
 
@@ -64,7 +86,9 @@ class LinuxObserver:
         self._vms = vms if vms is not None else VirtualMachines(VmSettings(discover=False), interval_s=1.0, proc=proc)
         self._past: dict[WorkloadId, _Past] = {}
         self._keys: dict[WorkloadId, int] = {}
-        self._last: dict[WorkloadId, dict[int, Reading]] = {}
+        self._last: dict[WorkloadId, list[Reading]] = {}
+        self._sums: dict[WorkloadId, tuple[list[Reading], _Past, _Sums]] = {}  # of what they were made, and they
+        self._pressures: dict[str, Pressure | None] = {}  # of this look: many workloads may share a cgroup
         self._cgroups_at_s = float("-inf")
         self._cgroups: list[CgroupPath] = []
         self._placed_by: tuple[tuple[PartitionSettings, ...], tuple[Adopted, ...]] | None = None
@@ -149,11 +173,13 @@ class LinuxObserver:
             if row is None:
                 row = rows[place.workload] = _Row(place=place, is_vm=machine is not None)
             row.readings.append(reading)
+        self._pressures.clear()
+        homes = {one.cgroup for one in adopted}
         for row in rows.values():
-            is_adopted = not row.is_vm and any(one.cgroup == row.place.cgroup for one in adopted)
+            is_adopted = not row.is_vm and row.place.cgroup in homes
             self._complete(row, is_adopted=is_adopted)
         _tell_vms_apart(rows.values())
-        self._last = {name: {reading.instance.pid: reading for reading in row.readings} for name, row in rows.items()}
+        self._last = {name: row.readings for name, row in rows.items()}
         self._past = {name: past for name, past in self._past.items() if name in rows}
         self._keys = {name: key for name, key in self._keys.items() if name in rows and rows[name].readings}
         return [rows[name] for name in sorted(rows)]
@@ -193,10 +219,14 @@ class LinuxObserver:
 
     def _follow_ended(self, row: _Row) -> _Past:
         name = row.place.workload
-        past = self._past.get(name, _Past())
+        past = self._past.get(name, NO_PAST)
+        before = self._last.get(name, [])
+        if len(before) == 1 == len(row.readings) and before[0].instance == row.readings[0].instance:
+            self._past[name] = past  # as with most
+            return past
         alive = {reading.instance.pid: reading.instance for reading in row.readings}
-        for pid, reading in self._last.get(name, {}).items():
-            if alive.get(pid) != reading.instance:
+        for reading in before:
+            if alive.get(reading.instance.pid) != reading.instance:
                 read, written = reading.detail.io or (0, 0)
                 past = _Past(
                     minor_faults=past.minor_faults + reading.stat.minor_faults,
@@ -212,12 +242,25 @@ class LinuxObserver:
         """Return the PSI of the workload's cgroup in the unified hierarchy: same path, or where its processes are."""
         if self._unified is None or row.place.cgroup is None:
             return None
-        found = psi.read_pressure(f"{self._unified}/{row.place.cgroup}/memory.pressure")
+        found = self._pressure_of(row.place.cgroup)
         if found is None and row.readings:
             places = {reading.detail.unified_cgroup for reading in row.readings}
             path = places.pop() if len(places) == 1 else ""
-            found = psi.read_pressure(f"{self._unified}/{path}/memory.pressure") if path else None
+            found = self._pressure_of(path) if path else None
         return found
+
+    def _pressure_of(self, path: str) -> Pressure | None:
+        if path not in self._pressures:
+            self._pressures[path] = psi.read_pressure(f"{self._unified}/{path}/memory.pressure")
+        return self._pressures[path]
+
+    def _sums_of(self, row: _Row) -> "_Sums":
+        """Return the sums of a row, made anew only when one of its processes is not as it was: most sleep."""
+        name, past = row.place.workload, row.past or NO_PAST
+        known = self._sums.get(name)
+        if known is not None and known[1] is past and _are_same(known[0], row.readings):
+            return known[2]
+        return _sums(row.readings, past)
 
     def _states(self, adopted: list[Adopted], rows: list[_Row]) -> tuple[CgroupState, ...]:
         charges = {row.place.cgroup: row.charge for row in rows if row.charge is not None}
@@ -247,53 +290,31 @@ class LinuxObserver:
         return tuple(states)
 
     def _workload_columns(self, rows: list[_Row], page_bytes: int) -> Workloads:
-        def ints(of_charge: Callable[[Charge], int], of_rows: Callable[[_Row], int]) -> Int64:
-            values = [of_rows(row) if row.charge is None else of_charge(row.charge) for row in rows]
-            return np.array(values, dtype=np.int64)
-
-        def kinds(row: _Row, name: str) -> int:
-            return sum(getattr(one.detail.kinds, name) for one in row.readings if one.detail.kinds is not None)
-
-        def unknown(row: _Row) -> int:
-            return sum(one.stat.resident_pages * page_bytes for one in row.readings if one.detail.kinds is None)
-
-        anon = ints(lambda charge: charge.anon_bytes, lambda row: kinds(row, "anon_bytes") + unknown(row))
-        file = ints(lambda charge: charge.file_bytes, lambda row: kinds(row, "file_bytes"))
-        shmem = ints(lambda charge: charge.shmem_bytes, lambda row: kinds(row, "shmem_bytes"))
+        sums = [self._sums_of(row) for row in rows]
+        self._sums = {
+            row.place.workload: (row.readings, row.past or NO_PAST, one) for row, one in zip(rows, sums, strict=True)
+        }
+        figures = np.array([_figures(row, one, page_bytes) for row, one in zip(rows, sums, strict=True)], np.int64)
+        figures = figures.reshape(len(rows), len(_FIGURES))
+        columns: dict[str, Int64] = {name: figures[:, place].copy() for place, name in enumerate(_FIGURES)}
+        pressures = [row.pressure for row in rows]
         return Workloads(
             ids=tuple(row.place.workload for row in rows),
             partitions=tuple(row.place.partition for row in rows),
             cgroups=tuple(row.place.cgroup for row in rows),
-            instance_keys=np.array([row.key for row in rows], dtype=np.int64),
-            resident_bytes=anon + file + shmem,
-            anon_bytes=anon,
-            file_bytes=file,
-            shmem_bytes=shmem,
-            swapped_bytes=ints(lambda charge: charge.swapped_bytes, lambda row: kinds(row, "swapped_bytes")),
-            reclaimable_bytes=ints(lambda charge: charge.reclaimable_bytes, lambda _: 0),
-            unevictable_bytes=ints(lambda charge: charge.unevictable_bytes, lambda _: 0),
-            kernel_bytes=ints(lambda charge: charge.kernel_bytes, lambda _: 0),
-            minor_faults_count=ints(
-                lambda charge: charge.minor_faults,
-                lambda row: _past(row).minor_faults + sum(one.stat.minor_faults for one in row.readings),
-            ),
-            major_faults_count=ints(
-                lambda charge: charge.major_faults,
-                lambda row: _past(row).major_faults + sum(one.stat.major_faults for one in row.readings),
-            ),
-            refaults_count=ints(lambda charge: charge.refaults, lambda _: 0),
-            cpu_s=_floats([_cpu_s_of(row) for row in rows]),
-            read_bytes=_ints([_past(row).read_bytes + _io_of(row, 0) for row in rows]),
-            written_bytes=_ints([_past(row).written_bytes + _io_of(row, 1) for row in rows]),
-            some_stall_s=_floats([0.0 if row.pressure is None else row.pressure.some_s for row in rows]),
-            full_stall_s=_floats([0.0 if row.pressure is None else row.pressure.full_s for row in rows]),
-            oom_kills_count=ints(lambda charge: charge.oom_kills, lambda _: 0),
-            limit_hits_count=ints(lambda charge: charge.limit_hits, lambda _: 0),
+            instance_keys=_ints([row.key for row in rows]),
+            resident_bytes=columns["anon_bytes"] + columns["file_bytes"] + columns["shmem_bytes"],
+            **columns,
+            cpu_s=_floats([one.cpu_s for one in sums]),
+            read_bytes=_ints([one.read_bytes for one in sums]),
+            written_bytes=_ints([one.written_bytes for one in sums]),
+            some_stall_s=_floats([0.0 if one is None else one.some_s for one in pressures]),
+            full_stall_s=_floats([0.0 if one is None else one.full_s for one in pressures]),
             process_count=_ints([len(row.readings) for row in rows]),
             has_refaults=_bools([row.charge is not None for row in rows]),
-            has_io=_bools([any(one.detail.io is not None for one in row.readings) for row in rows]),
-            has_pressure=_bools([row.pressure is not None for row in rows]),
-            programs=tuple(_program_of(row) for row in rows),
+            has_io=_bools([one.has_io for one in sums]),
+            has_pressure=_bools([one is not None for one in pressures]),
+            programs=tuple(one.program for one in sums),
         )
 
 
@@ -320,44 +341,117 @@ def _tell_vms_apart(rows: Iterable[_Row]) -> None:
         row.charge = charge
 
 
-def _program_of(row: _Row) -> str:
-    largest = max(row.readings, key=lambda one: one.stat.resident_pages, default=None)
-    return "" if largest is None else largest.detail.exe
+# What a cgroup's charge tells of a workload, or its processes where it has none; in the order of `_figures`.
+_FIGURES = (
+    "anon_bytes",
+    "file_bytes",
+    "shmem_bytes",
+    "swapped_bytes",
+    "reclaimable_bytes",
+    "unevictable_bytes",
+    "kernel_bytes",
+    "minor_faults_count",
+    "major_faults_count",
+    "refaults_count",
+    "oom_kills_count",
+    "limit_hits_count",
+)
+
+
+def _figures(row: _Row, sums: _Sums, page_bytes: int) -> tuple[int, ...]:
+    charge = row.charge
+    if charge is None:
+        anon_bytes = sums.anon_bytes + sums.unknown_pages * page_bytes
+        held = (anon_bytes, sums.file_bytes, sums.shmem_bytes, sums.swapped_bytes)
+        return (*held, 0, 0, 0, sums.minor_faults, sums.major_faults, 0, 0, 0)
+    return (
+        charge.anon_bytes,
+        charge.file_bytes,
+        charge.shmem_bytes,
+        charge.swapped_bytes,
+        charge.reclaimable_bytes,
+        charge.unevictable_bytes,
+        charge.kernel_bytes,
+        charge.minor_faults,
+        charge.major_faults,
+        charge.refaults,
+        charge.oom_kills,
+        charge.limit_hits,
+    )
+
+
+def _sums(readings: Sequence[Reading], past: _Past) -> _Sums:
+    anon = file = shmem = swapped = unknown_pages = 0
+    minor, major, cpu_s = past.minor_faults, past.major_faults, past.cpu_s
+    read, written, has_io = past.read_bytes, past.written_bytes, False
+    largest_pages, program = -1, ""
+    for _, stat, ran_s, detail in readings:
+        kinds, io = detail.kinds, detail.io
+        if kinds is None:
+            unknown_pages += stat.resident_pages
+        else:
+            anon += kinds.anon_bytes
+            file += kinds.file_bytes
+            shmem += kinds.shmem_bytes
+            swapped += kinds.swapped_bytes
+        minor += stat.minor_faults
+        major += stat.major_faults
+        cpu_s += ran_s
+        if io is not None:
+            read, written, has_io = read + io[0], written + io[1], True
+        if stat.resident_pages > largest_pages:
+            largest_pages, program = stat.resident_pages, detail.exe
+    return _Sums(
+        anon_bytes=anon,
+        file_bytes=file,
+        shmem_bytes=shmem,
+        swapped_bytes=swapped,
+        unknown_pages=unknown_pages,
+        minor_faults=minor,
+        major_faults=major,
+        # Whole nanoseconds: the order of adding must not make the sum fall by a rounding error when a process ends.
+        cpu_s=round(cpu_s, 9),
+        read_bytes=read,
+        written_bytes=written,
+        has_io=has_io,
+        program=program,
+    )
+
+
+def _are_same(before: list[Reading], now: list[Reading]) -> bool:
+    """Tell whether these are the very same readings: what sleeps is not read anew."""
+    return len(before) == len(now) and all(map(is_, before, now))
 
 
 def _process_columns(readings: list[Reading], rows: list[_Row], page_bytes: int) -> Processes:
     index = {one.instance.pid: number for number, row in enumerate(rows) for one in row.readings}
-    known = [one.detail.kinds for one in readings]
-    resident = [one.stat.resident_pages * page_bytes for one in readings]
+    table = np.array([_process_figures(one, index, page_bytes) for one in readings], np.int64).reshape(len(readings), 9)
+    columns = [table[:, place].copy() for place in range(table.shape[1])]
+    pids, start_ticks, workload_index, anon, file, shmem, swapped, minor_faults, major_faults = columns
     return Processes(
-        pids=_ints([one.instance.pid for one in readings]),
-        start_ticks=_ints([one.instance.start_ticks for one in readings]),
-        workload_index=_ints([index[one.instance.pid] for one in readings]),
-        anon_bytes=_ints(
-            [whole if kind is None else kind.anon_bytes for kind, whole in zip(known, resident, strict=True)]
-        ),
-        file_bytes=_ints([0 if kind is None else kind.file_bytes for kind in known]),
-        shmem_bytes=_ints([0 if kind is None else kind.shmem_bytes for kind in known]),
-        swapped_bytes=_ints([0 if kind is None else kind.swapped_bytes for kind in known]),
-        has_memory_kinds=_bools([kind is not None for kind in known]),
+        pids=pids,
+        start_ticks=start_ticks,
+        workload_index=workload_index,
+        anon_bytes=anon,
+        file_bytes=file,
+        shmem_bytes=shmem,
+        swapped_bytes=swapped,
+        has_memory_kinds=_bools([one.detail.kinds is not None for one in readings]),
         cpu_s=_floats([one.cpu_s for one in readings]),
-        minor_faults_count=_ints([one.stat.minor_faults for one in readings]),
-        major_faults_count=_ints([one.stat.major_faults for one in readings]),
+        minor_faults_count=minor_faults,
+        major_faults_count=major_faults,
         cgroups=tuple(CgroupPath(one.detail.memory_cgroup) for one in readings),
     )
 
 
-def _past(row: _Row) -> _Past:
-    return row.past or _Past()
-
-
-def _cpu_s_of(row: _Row) -> float:
-    # Whole nanoseconds: the order of adding must not make the sum fall by a rounding error when a process ends.
-    return round(_past(row).cpu_s + sum(one.cpu_s for one in row.readings), 9)
-
-
-def _io_of(row: _Row, column: int) -> int:
-    return sum(one.detail.io[column] for one in row.readings if one.detail.io is not None)
+def _process_figures(reading: Reading, index: Mapping[int, int], page_bytes: int) -> tuple[int, ...]:
+    (instance, stat, _, detail) = reading
+    kinds, pid = detail.kinds, instance.pid
+    faults = (stat.minor_faults, stat.major_faults)
+    if kinds is None:
+        return (pid, instance.start_ticks, index[pid], stat.resident_pages * page_bytes, 0, 0, 0, *faults)
+    held = (kinds.anon_bytes, kinds.file_bytes, kinds.shmem_bytes, kinds.swapped_bytes)
+    return (pid, instance.start_ticks, index[pid], *held, *faults)
 
 
 def _ints(values: list[int]) -> Int64:

@@ -18,6 +18,7 @@ from memsculpt.host.linux import procfs
 from memsculpt.host.linux.procfs import MemoryKinds, Stat
 
 KEPT_OPEN_MOST = 1024
+CGROUPS_KEPT_MOST = 1024
 THREADS_MOST = 64  # above it, a member's processor time is known to 10 ms only
 
 
@@ -97,6 +98,7 @@ class ProcessReader:
         self._runs: dict[Instance, _Run] = {}
         self._kernel_threads: dict[int, float] = {}  # pid -> when it is looked at again; a pid may be reused
         self._members: set[int] = set()
+        self._cgroups: dict[bytes, tuple[str | None, str | None]] = {}  # by what a process's file says
         self.vanished_count = 0
         self.unreadable_count = 0
 
@@ -220,12 +222,21 @@ class ProcessReader:
 
     def read_detail(self, pid: int, now_s: float) -> Detail:
         """Read all that is dearer than `stat`. Raises OSError (of two kinds when it is gone)."""
-        memory, unified = procfs.parse_cgroup(self._some(f"{self._proc}/{pid}/cgroup"))
+        return replace(self.read_names(pid, now_s), kinds=self._kinds(pid), io=self._io(pid))
+
+    def read_names(self, pid: int, now_s: float) -> Detail:
+        """Read what a process is called and where it lives, without what it holds. Raises OSError as `read_detail`."""
+        content = self._some(f"{self._proc}/{pid}/cgroup")
+        if content not in self._cgroups:
+            if len(self._cgroups) >= CGROUPS_KEPT_MOST:
+                self._cgroups.clear()
+            self._cgroups[content] = procfs.parse_cgroup(content)
+        memory, unified = self._cgroups[content]
         return Detail(
             read_at_s=now_s,
-            kinds=self._kinds(pid),
-            io=self._io(pid),
-            exe=self._exe(pid),
+            kinds=None,
+            io=None,
+            exe=self.read_program(pid),
             user=os.stat(f"{self._proc}/{pid}").st_uid,
             memory_cgroup=memory if memory is not None else unified or "",
             unified_cgroup=unified or "",
@@ -247,7 +258,8 @@ class ProcessReader:
         except FileNotFoundError:
             return b""
 
-    def _exe(self, pid: int) -> str:
+    def read_program(self, pid: int) -> str:
+        """Return what a process runs, "" where this user may not know. Raises OSError when it is gone."""
         try:
             return os.readlink(f"{self._proc}/{pid}/exe").removesuffix(" (deleted)")
         except PermissionError:
