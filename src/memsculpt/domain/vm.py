@@ -192,17 +192,17 @@ class BalloonSet:
 
 
 # virtio's names (Virtual I/O Device 1.2, 5.5.6.3) as QEMU spells them (hw/virtio/virtio-balloon.c), and ours.
-_COUNTS: Mapping[str, str] = {
-    "stat-swap-in": "swapped_in_bytes",
-    "stat-swap-out": "swapped_out_bytes",
-    "stat-major-faults": "major_faults_count",
-    "stat-minor-faults": "minor_faults_count",
-}
-_SIZES: Mapping[str, str] = {
-    "stat-free-memory": "free_bytes",
-    "stat-available-memory": "available_bytes",
-    "stat-disk-caches": "cache_bytes",
-}
+_COUNTS = (
+    ("stat-swap-in", "swapped_in_bytes"),
+    ("stat-swap-out", "swapped_out_bytes"),
+    ("stat-major-faults", "major_faults_count"),
+    ("stat-minor-faults", "minor_faults_count"),
+)
+_SIZES = (
+    ("stat-free-memory", "free_bytes"),
+    ("stat-available-memory", "available_bytes"),
+    ("stat-disk-caches", "cache_bytes"),
+)
 COUNT_MOST = 1 << 62  # above it there is no honest count; 2^64 - 1 is "not told"
 
 
@@ -212,16 +212,14 @@ def guest_memory(stats: Mapping[str, object], *, ram_bytes: int, updated_at_s: f
     `stats` as `guest-stats` gives them, in bytes and counts. A total of 0 or above the RAM, or a part above the
     total, is no reading: None.
     """
-
-    def number(name: str, most: int) -> int | None:
-        value = stats.get(name)
-        if not isinstance(value, int) or isinstance(value, bool):
-            return None
-        return value if 0 <= value <= most else None
-
-    total = number("stat-total-memory", ram_bytes) or None
-    told = {ours: number(theirs, total if total is not None else -1) for theirs, ours in _SIZES.items()}
-    told |= {ours: number(theirs, COUNT_MOST) for theirs, ours in _COUNTS.items()}
+    total = stats.get("stat-total-memory")
+    if type(total) is not int or not 0 < total <= ram_bytes:  # a bool is no number here
+        total = None
+    told: dict[str, int | None] = {}
+    for names, most in ((_SIZES, -1 if total is None else total), (_COUNTS, COUNT_MOST)):
+        for theirs, ours in names:
+            value = stats.get(theirs)
+            told[ours] = value if type(value) is int and 0 <= value <= most else None
     return GuestMemory(updated_at_s=updated_at_s, total_bytes=total, **told)
 
 

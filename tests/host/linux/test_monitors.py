@@ -250,7 +250,7 @@ def test_lies_are_not_believed(monitors, tmp_path, lie):
     }
     with Peers(peer):
         monitors.follow({instance(1): target(peer)})
-        wait_for(lambda: peer.asked.count("query-status") > 4)
+        wait_for(lambda: peer.asked.count("qom-get") > 8)
         told = told_of(monitors)
         assert told is not None
         facts = told.facts

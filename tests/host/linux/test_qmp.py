@@ -5,15 +5,16 @@ import contextlib
 import json
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memsculpt.domain.vm import VmState
-from memsculpt.host.linux.qmp import EVENTS_KEPT_MOST, Command, CommandError, ProtocolError, Session, Stage
+from memsculpt.host.linux.qmp import EVENTS_KEPT_MOST, Command, CommandError, Event, ProtocolError, Session, Stage
 from memsculpt.host.linux.vm_asking import VmAsking
-from memsculpt_bench.qmp_peers import GREETING
+from memsculpt_bench.qmp_peers import GREETING, Peer
 
 HELLO = json.dumps(GREETING).encode() + b"\r\n"
 JSON = st.recursive(
@@ -166,3 +167,42 @@ def test_dirtying_is_measured_only_when_wanted():
     assert "quiet calc-dirty-rate" not in asked
     assert asked["curious calc-dirty-rate"] == 2
     assert curious.facts.dirtied_bytes_per_s == 17 << 20
+
+
+def test_what_events_tell_is_asked_seldom_while_the_vm_is_at_rest():
+    """The guest's figures come every time; state and balloon every third, but while something moves."""
+    peer = Peer(path=Path("unused"))
+    asking = VmAsking(stats_interval_s=1)
+
+    def names_at(now_s: float) -> set[str]:
+        questions = asking.questions(now_s, 1e9)
+        for command, handler in questions:
+            handler(peer.answer(command.name, command.arguments or {}))
+        return {command.name for command, _ in questions}
+
+    rounds = [names_at(float(now_s)) for now_s in range(40)]
+    assert all("qom-get" in names for names in rounds[2:])
+    asked = [now_s for now_s in range(20, 40) if "query-status" in rounds[now_s]]
+    assert [after - before for before, after in pairwise(asked)] == [3] * (len(asked) - 1)
+    assert asked == [now_s for now_s in range(20, 40) if "query-balloon" in rounds[now_s]]
+
+    asking.hear(Event("BALLOON_CHANGE", {"actual": 256 << 20}))
+    assert asking.facts.balloon_bytes == 256 << 20
+    assert all(names_at(40.0 + step) >= {"query-status", "query-balloon"} for step in range(4))
+    names_at(60.0)
+    asking.hear(Event("STOP", {}))
+    peer.status = "paused"
+    assert asking.facts.state is VmState.PAUSED
+    assert all("query-status" in names_at(70.0 + step) for step in range(20)), "who is not running is not left alone"
+
+
+def test_what_a_guest_says_twice_keeps_its_age():
+    """Figures that the guest has not told anew are no newer for having been read again."""
+    peer = Peer(path=Path("unused"))
+    peer.answers["guest-stats"] = {"stats": {"stat-total-memory": 1 << 28}, "last-update": 1000}
+    asking = VmAsking(stats_interval_s=1)
+    for now_s in range(10, 16):
+        for command, handler in asking.questions(float(now_s), 990.0 + now_s):
+            handler(peer.answer(command.name, command.arguments or {}))
+    assert asking.facts.guest is not None
+    assert asking.facts.guest.updated_at_s <= 10.0

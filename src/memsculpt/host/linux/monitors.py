@@ -125,6 +125,7 @@ class Monitors:
         self._lock = threading.Lock()
         self._told: dict[Instance, Told] = {}
         self._targets: Mapping[Instance, Target] = {}
+        self._adopted = self._targets
         self._links: dict[Instance, _Link] = {}
         self._by_fd: dict[int, _Link] = {}
         self._ends = False
@@ -197,9 +198,12 @@ class Monitors:
 
     def _run(self) -> None:
         while not self._ends:
-            self._adopt_targets()
+            if self._adopted is not self._targets:
+                self._adopt_targets()
             now_s = self._now_s()
-            for link in [one for one in self._links.values() if one.jobs or min(one.due_s, one.deadline_s) <= now_s]:
+            for link in [
+                one for one in self._links.values() if one.due_s <= now_s or one.deadline_s <= now_s or one.jobs
+            ]:
                 self._advance(link, now_s)
             for descriptor, ready in self._poll.poll(self._nap_s(self._now_s())):
                 link = self._by_fd.get(descriptor)
@@ -212,12 +216,13 @@ class Monitors:
         self._links.clear()
 
     def _nap_s(self, now_s: float) -> float:
-        whens = [min(link.due_s, link.deadline_s) for link in self._links.values()]
-        return max(0.001, min(whens, default=now_s + 60.0) - now_s)
+        links = self._links.values()
+        when_s = min([now_s + 60.0, *[one.due_s for one in links], *[one.deadline_s for one in links]])
+        return max(0.001, when_s - now_s)
 
     def _adopt_targets(self) -> None:
         with self._lock:
-            targets = self._targets
+            targets = self._adopted = self._targets
             gone = [one for one, link in self._links.items() if targets.get(one) != link.target]
             left = [self._links.pop(one) for one in gone]
             for one, target in targets.items():
@@ -347,7 +352,7 @@ class Monitors:
         with self._lock:
             told, expected = self._told.get(process), self._expected.get(process)
             if told is not None:
-                self._told[process] = replace(told, facts=copy_of(link.asking.facts))
+                self._told[process] = replace(told, facts=link.asking.facts.copy())
             self._note_arrival(process, actual)
         is_ours = expected is not None and actual is not None and expected[0] <= actual <= expected[1]
         if not is_ours and self._on_foreign_balloon is not None:
@@ -382,6 +387,7 @@ class Monitors:
         if link.job is not None:
             link.job.answers.set_result(answers)
             link.job = None
+            link.asking.stir()
             return
         for (_, handler), answer in zip(link.questions, answers, strict=True):
             handler(answer)
@@ -407,7 +413,7 @@ class Monitors:
                 return
             self._note_arrival(link.target.process, link.asking.facts.balloon_bytes)
             self._told[link.target.process] = Told(
-                facts=copy_of(link.asking.facts),
+                facts=link.asking.facts.copy(),
                 read_at_s=now_s if is_reached else (before.read_at_s if before is not None else float("-inf")),
                 vcpu_s=vcpu_s,
                 network_bytes=link.network_bytes,
@@ -514,11 +520,6 @@ def stranger_of(target: Target, facts: VmFacts, peer_pid: int) -> str | None:
     if told == NO_UUID and facts.name != target.name:
         return f'another VM answers there: its name is "{facts.name[:60]}"'
     return None
-
-
-def copy_of(facts: VmFacts) -> VmFacts:
-    """Return facts that no longer change."""
-    return replace(facts, refusals=dict(facts.refusals))
 
 
 def _words_of(error: OSError) -> str:

@@ -9,12 +9,13 @@ is understood or ProtocolError tells why it is given up. docs/decisions/0080 has
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeAlias, cast
 
 MESSAGE_MOST_BYTES = 4 << 20  # `info mtree -f` of a large machine is 100 KiB
 EVENTS_KEPT_MOST = 64
+_DECODER = json.JSONDecoder()  # json.loads finds out anew for each message which of the Unicodes it is in
 
 Answer: TypeAlias = "Any | CommandError"
 
@@ -37,6 +38,11 @@ class Command:
 
     name: str
     arguments: Mapping[str, Any] | None = None
+    begin: bytes = field(init=False, repr=False, compare=False)  # as it is sent, but for its number
+
+    def __post_init__(self) -> None:
+        more = "" if self.arguments is None else f', "arguments": {json.dumps(self.arguments)}'
+        object.__setattr__(self, "begin", f'{{"execute": {json.dumps(self.name)}{more}, "id": '.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +88,7 @@ class Session:
         lines: list[bytes] = []
         self._batch, self._answers = [], {}
         for command in commands:
-            more = "" if command.arguments is None else f', "arguments": {json.dumps(command.arguments)}'
-            lines.append(f'{{"execute": {json.dumps(command.name)}, "id": {self._next_id}{more}}}'.encode())
+            lines.append(b"%b%d}" % (command.begin, self._next_id))
             self._batch.append(self._next_id)
             self._next_id += 1
         return b"\n".join(lines) + b"\n"
@@ -121,9 +126,12 @@ class Session:
         if not line:
             return None
         try:
-            message = json.loads(line)
+            text = line.decode().strip()
+            message, end = _DECODER.raw_decode(text)
         except (ValueError, RecursionError) as error:
             raise ProtocolError(f"says what is no JSON: {line[:60]!r}") from error
+        if end != len(text):
+            raise ProtocolError(f"says what is no JSON: {line[:60]!r}")
         if not isinstance(message, dict):
             raise ProtocolError(f"says what is no QMP: {line[:60]!r}")
         return cast("dict[str, Any]", message)

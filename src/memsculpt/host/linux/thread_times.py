@@ -16,12 +16,15 @@ class ThreadTimes:
         self._ticks_per_s = os.sysconf("SC_CLK_TCK")
         self._open: dict[int, int] = {}
         self._last_s: dict[int, float] = {}
+        self._threads: tuple[int, ...] = ()
         self._ended_s = 0.0
 
     def read_s(self, threads: tuple[int, ...]) -> float:
         """Return the processor seconds of these threads, and of those that were among them and have ended."""
-        for thread in [each for each in self._last_s if each not in threads]:
-            self._forget(thread)
+        if threads != self._threads:
+            self._threads = threads
+            for thread in [each for each in self._last_s if each not in threads]:
+                self._forget(thread)
         for thread in threads[:KEPT_OPEN_MOST]:
             try:
                 self._last_s[thread] = max(self._last_s.get(thread, 0.0), self._ran_s(thread))

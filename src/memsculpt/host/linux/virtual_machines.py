@@ -80,6 +80,7 @@ class VirtualMachines:
         self._monitors: Monitors | None = None
         self._extra: dict[str, int] = {}  # sockets that the configuration names, and who listens (0: not to be seen)
         self._extra_at_s = float("-inf")
+        self._followed: tuple[object, object] = (None, None)  # of what what is asked was made
 
     def find(self, readings: Iterable[Reading], now_s: float) -> Mapping[Instance, Machine]:
         """Return the VMs among these processes, and have them asked from now on."""
@@ -87,13 +88,16 @@ class VirtualMachines:
         if not found and not self._machines:
             return self._machines
         living = {one.instance for one in found}
-        self._machines = {one: machine for one, machine in self._machines.items() if one in living}
-        for one in sorted(found, key=lambda each: (each.instance.start_ticks, each.instance.pid)):
-            if one.instance not in self._machines:
-                machine = self._read(one.instance)
+        if living != self._machines.keys():
+            self._machines = {one: machine for one, machine in self._machines.items() if one in living}
+            for one in sorted(living - self._machines.keys(), key=lambda each: (each.start_ticks, each.pid)):
+                machine = self._read(one)
                 if machine is not None:
-                    self._machines[one.instance] = machine
-        self._follow(now_s)
+                    self._machines[one] = machine
+        extra = self._extra_sockets(now_s)
+        if self._followed[0] is not self._machines or self._followed[1] is not extra:
+            self._followed = self._machines, extra
+            self._follow(extra)
         return self._machines
 
     def readings(self) -> tuple[VmReading, ...]:
@@ -177,11 +181,11 @@ class VirtualMachines:
             identity = identity if uuid else VmId(f"{identity}#{process.pid}")
         return identity, workload
 
-    def _follow(self, now_s: float) -> None:
+    def _follow(self, extra: Mapping[str, int]) -> None:
         targets = {
             one: _target_of(machine, sockets)
             for one, machine in self._machines.items()
-            if not self._is_asked_by_libvirt(machine) and (sockets := self._sockets(machine, now_s))
+            if not self._is_asked_by_libvirt(machine) and (sockets := self._sockets(machine, extra))
         }
         libvirts = {
             one: _target_of(machine) for one, machine in self._machines.items() if self._is_asked_by_libvirt(machine)
@@ -199,10 +203,9 @@ class VirtualMachines:
         """Tell whether libvirt has its only monitor, and is to be asked."""
         return bool(self._settings.libvirt) and machine.command.is_libvirts and not machine.command.monitors
 
-    def _sockets(self, machine: Machine, now_s: float) -> tuple[str, ...]:
+    def _sockets(self, machine: Machine, extra: Mapping[str, int]) -> tuple[str, ...]:
         own = machine.command.monitors if self._settings.discover else ()
         found = [one if one.startswith("@") else os.path.join(machine.folder, one) for one in own]
-        extra = self._extra_sockets(now_s)
         found += [path for path, pid in extra.items() if pid == machine.process.pid]
         if not found:
             found += [path for path, pid in extra.items() if pid == 0]

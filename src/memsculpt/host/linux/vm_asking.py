@@ -18,10 +18,14 @@ STATS_INTERVAL_MOST_S = 10  # a slower poll that somebody else has set is made f
 VCPUS_MOST = 1024
 SIZE_MOST_BYTES = 1 << 50
 
-MIGRATION_EVERY_S = 3.0  # nothing else tells that one has begun
+CHECKED_EVERY_S = 3.0  # a migration that has begun, and what events tell: one may be lost
+STIRS_FOR_S = 5.0  # after a balloon has moved, or the VM was changed, it is looked at every time
 NO_FEATURES = VmFeatures()
 QUERY_STATUS, QUERY_MIGRATE = Command("query-status"), Command("query-migrate")
 QUERY_BALLOON = Command("query-balloon")
+
+# After a reboot, for one, the guest begins anew with its balloon.
+STIRRING = frozenset({"RESUME", "STOP", "SHUTDOWN", "RESET", "POWERDOWN", "SUSPEND", "WAKEUP", "BALLOON_CHANGE"})
 
 Handler: TypeAlias = Callable[[Any], None]
 Question: TypeAlias = tuple[Command, Handler]
@@ -59,6 +63,23 @@ class VmFacts:
     dirtied_bytes_per_s: float = float("nan")
     refusals: dict[str, str] = field(default_factory=dict[str, str])  # by command, in QEMU's words
 
+    def copy(self) -> "VmFacts":
+        """Return facts that no longer change; by place, for dataclasses.replace takes five times as long."""
+        return VmFacts(
+            self.uuid,
+            self.name,
+            self.state,
+            self.ram_bytes,
+            self.balloon_bytes,
+            self.guest,
+            self.features,
+            self.vcpu_threads,
+            self.read_bytes,
+            self.written_bytes,
+            self.dirtied_bytes_per_s,
+            dict(self.refusals),
+        )
+
 
 class VmAsking:
     """The questions for one connection."""
@@ -69,10 +90,13 @@ class VmAsking:
         self.facts.uuid = ""
         self._stats_interval_s = stats_interval_s
         self._dirty_every_s = dirty_every_s
-        self._devices_at_s = self._slow_at_s = self._migration_at_s = float("-inf")
+        self._devices_at_s = self._slow_at_s = self._checked_at_s = float("-inf")
+        self._stirred_at_s = float("-inf")
         self._dirty_at_s = float("-inf")
         self._dirty_runs = False
         self._balloon_path = ""
+        self._ask_stats = Command("qom-get")
+        self._stats_before: object = None
         self._polling_s: int | None = None  # as it was before us; None: not asked yet
         self._sets_polling = False
         self._is_migrating = False
@@ -82,12 +106,16 @@ class VmAsking:
     def questions(self, now_s: float, wall_s: float) -> list[Question]:
         """Return what to ask now; the handlers take the answers."""
         self._now_s, self._wall_s = now_s, wall_s
-        asked: list[Question] = [(QUERY_STATUS, self._status)]
-        if now_s - self._migration_at_s >= MIGRATION_EVERY_S:
-            self._migration_at_s = now_s
+        asked: list[Question] = []
+        is_due = now_s - self._checked_at_s >= CHECKED_EVERY_S
+        if is_due:
+            self._checked_at_s = now_s
             asked.append((QUERY_MIGRATE, self._migration))
+        is_due |= now_s - self._stirred_at_s < STIRS_FOR_S or self.facts.state is not VmState.RUNNING
+        if is_due or not self._has_looked or not self._balloon_path:  # something is asked every time: it may hang
+            asked.insert(0, (QUERY_STATUS, self._status))
         if self._has_looked:
-            if self.facts.features.balloon:
+            if self.facts.features.balloon and (is_due or self.facts.balloon_bytes is None):
                 asked.append((QUERY_BALLOON, self._balloon))
             if self._balloon_path:
                 asked += self._about_balloon()
@@ -110,7 +138,9 @@ class VmAsking:
         return asked + self._about_dirtying()
 
     def hear(self, event: Event) -> None:
-        """Take an event; what it tells needs no question."""
+        """Take an event; what it tells needs no question, but for a while more may come of it."""
+        if event.name in STIRRING:
+            self.stir()
         if event.name == "RESUME":
             self._settle_state(VmState.RUNNING)
         elif event.name == "STOP":
@@ -121,6 +151,10 @@ class VmAsking:
             self._balloon(event.data)
         elif event.name in {"DEVICE_DELETED", "MEMORY_DEVICE_SIZE_CHANGE"}:
             self._devices_at_s = self._slow_at_s = float("-inf")
+
+    def stir(self) -> None:
+        """Take note that something is under way in the VM, so that no event is waited for."""
+        self._stirred_at_s = self._now_s
 
     def farewell(self) -> list[Command]:
         """Return what puts back what we changed in the VM: the interval of its statistics."""
@@ -144,7 +178,7 @@ class VmAsking:
                 get("free-page-reporting", self._feature("free_page_reporting")),
                 get("guest-stats-polling-interval", self._polling),
             ]
-        asked = [get("guest-stats", self._stats)]
+        asked: list[Question] = [(self._ask_stats, self._stats)]
         if not self._sets_polling and not 0 < self._polling_s <= STATS_INTERVAL_MOST_S:
             self._sets_polling = True
             asked.append((self._set_polling(self._stats_interval_s), self._ignore("guest-stats-polling-interval")))
@@ -214,6 +248,7 @@ class VmAsking:
                 name = _text(_part(each, "name"))
                 if kind.startswith("child<virtio-balloon") and name and f"{place}/{name}" != self._balloon_path:
                     self._balloon_path, self._polling_s, self._sets_polling = f"{place}/{name}", None, False
+                    self._ask_stats = Command("qom-get", {"path": self._balloon_path, "property": "guest-stats"})
                     self._offer(balloon=True)
 
         return take
@@ -237,9 +272,14 @@ class VmAsking:
             self.facts.balloon_bytes = None
         elif actual is not None and actual <= self.facts.ram_bytes:
             self.facts.refusals.pop("query-balloon", None)
-            self.facts.balloon_bytes = actual
+            if actual != self.facts.balloon_bytes:
+                self.facts.balloon_bytes = actual
+                self.stir()
 
     def _stats(self, answer: Answer) -> None:
+        if (told := (self.facts.ram_bytes, answer)) == self._stats_before:
+            return  # the guest has said nothing new
+        self._stats_before = told
         told_at = _part(answer, "last-update")
         stats = _part(answer, "stats")
         if not isinstance(told_at, int) or told_at <= 0 or not isinstance(stats, dict):
