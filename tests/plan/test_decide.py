@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from memsculpt.domain.plan import Abilities, MoveProcess, PageIn, PageOut, Plan, SetLimit
 from memsculpt.domain.settings import PlanSettings, Settings
 from memsculpt.plan import PlannerState, choose, explain_plan
+from memsculpt.plan.decide import division_of, look_ahead
 from tests.plan.world import Tenant, World, mib, moved_mib, of_kind, partition
 
 CACHE_AND_JOBS = (partition("redis", guarantee_bytes=mib(550), priority=400.0), partition("a"), partition("b"))
@@ -304,3 +305,21 @@ def test_a_process_of_no_workload_is_passed_over():
     _, plan = choose(PlannerState(), orphans, profiles, *others)
 
     assert not of_kind(plan, PageOut)
+
+
+@pytest.mark.parametrize("available_mib", [0, 300, 900, 4000])
+def test_without_partitions_the_short_way_leads_where_the_long_one_does(available_mib):
+    """Nothing is done, the capacity is told, and what the next plan has to know is remembered."""
+    world = replace(between_phases(), partitions=())
+    observation, *others = world.arguments()
+    observation = replace(observation, memory=replace(observation.memory, available_bytes=mib(available_mib)))
+    planner, plan = choose(PlannerState(), observation, *others)
+    outlook = look_ahead(PlannerState(), observation, *others)
+    assert plan.actions == plan.held_back == ()
+    assert plan.division.capacity_bytes == division_of(outlook).capacity_bytes
+    assert plan.division.names == division_of(outlook).names == ()
+    assert planner.columns is not None
+    assert planner.columns.names == ()
+    assert (planner.planned_at_s, planner.host_some_stall_s) == (world.now_s, observation.memory.some_stall_s)
+    still, _ = choose(PlannerState(), *replace(world, backoff_until_s=world.now_s + 3.0).arguments())
+    assert still.planned_at_s == world.now_s

@@ -96,11 +96,7 @@ def set_balloons(
     holds_still: bool = False,
 ) -> Balloons:
     """Follow every balloon, and ask those that may be asked."""
-    known: dict[VmId, Balloon] = {}
-    for reading in observation.vms:
-        followed = follow_balloon(planner.balloons.get(reading.id), reading, now.now_s)
-        if followed is not None:
-            known[reading.id] = followed
+    known = follow_all(planner, observation)
     if not settings.vms.balloon or not planner.abilities.balloons:
         return Balloons(known=known)
     movable, withdrawn, held_back = _movable(now, observation, profiles, known, settings)
@@ -130,6 +126,16 @@ def set_balloons(
         known=known,
         moved_partitions=tuple(sorted({vm.partition for vm in movable})),
     )
+
+
+def follow_all(planner: PlannerState, observation: Observation) -> dict[VmId, Balloon]:
+    """Return what is known of every balloon now."""
+    known: dict[VmId, Balloon] = {}
+    for reading in observation.vms:
+        followed = follow_balloon(planner.balloons.get(reading.id), reading, observation.time_s)
+        if followed is not None:
+            known[reading.id] = followed
+    return known
 
 
 def not_squeezed(now: Situation, sizes: Sizes, ballooned: Balloons) -> Sizes:

@@ -8,6 +8,8 @@ order in which they are safe: what frees comes first, what grows comes last.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.outcome import Corrections
@@ -76,6 +78,8 @@ def choose(
     """
     profiles, forecasts = zones.without_gone(observation, profiles, forecasts, pools, settings)
     planner = memory.refreshed(planner, observation, profiles, settings)
+    if not pools and _has_nothing_named(planner, settings):
+        return _nothing(planner, observation, corrections, settings)
     outlook = look_ahead(planner, observation, profiles, forecasts, corrections, settings)
     planner, now, sizes, growth = outlook.planner, outlook.now, outlook.sizes, outlook.growth
     holds_still = corrections.backoff_until_s > now.now_s
@@ -127,7 +131,7 @@ def choose(
         pending=planner.pending if holds_still else (),
     )
     held_back = (
-        *_backoff(corrections, now),
+        *_backoff(corrections, now.now_s),
         *ballooned.held_back,
         *taken.held_back,
         *trimmed.held_back,
@@ -153,9 +157,38 @@ def division_of(outlook: Outlook) -> Division:
     )
 
 
-def _backoff(corrections: Corrections, now: Situation) -> tuple[Reason, ...]:
-    if corrections.backoff_until_s <= now.now_s:
+def _has_nothing_named(planner: PlannerState, settings: Settings) -> bool:
+    """Tell whether there is no partition, and nothing left of one: an observing agent that was just started."""
+    made = (*settings.partitions, *planner.created, *planner.pending, *planner.reservations, *planner.moves)
+    held = (planner.squeezes, planner.resting_until_s, planner.guarantees, planner.protections, planner.kept)
+    return not made and not planner.placed and not any(held)
+
+
+def _nothing(
+    planner: PlannerState, observation: Observation, corrections: Corrections, settings: Settings
+) -> tuple[PlannerState, Plan]:
+    """Plan nothing: only what is named is ever touched, so all that was observed need not be joined for it."""
+    now_s, none = observation.time_s, np.zeros(0, np.int64)
+    division = Division(
+        capacity_bytes=situation.planned_bytes_of(settings, observation.memory, held_bytes=0, guarantee_bytes=0),
+        names=(),
+        used_bytes=none,
+        needed_bytes=none,
+        size_bytes=none,
+        shortfall_ratio=np.zeros(0),
+        multiplier=0.0,
+    )
+    planner = replace(
+        memory.after(planner, (), observation),
+        balloons=balloons.follow_all(planner, observation),
+        columns=situation.partition_columns(planner, settings),
+    )
+    return planner, Plan(made_at_s=now_s, actions=(), division=division, held_back=_backoff(corrections, now_s))
+
+
+def _backoff(corrections: Corrections, now_s: float) -> tuple[Reason, ...]:
+    if corrections.backoff_until_s <= now_s:
         return ()
-    figures = {"rest_s": corrections.backoff_until_s - now.now_s}
+    figures = {"rest_s": corrections.backoff_until_s - now_s}
     text = f"the agent holds still for {{rest_s}}: {corrections.backoff_reason or 'it was told to'}"
     return (Reason(code="backoff", text=text, figures=figures),)

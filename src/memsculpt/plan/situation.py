@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.domain.forecast import Forecasts
-from memsculpt.domain.observation import CgroupState, Observation
+from memsculpt.domain.observation import CgroupState, HostMemory, Observation
 from memsculpt.domain.outcome import Corrections
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Kind, PartitionSettings, Settings
@@ -131,11 +131,9 @@ def look(
     held = np.maximum(used - reclaimable, 0)
     ceiling = np.minimum(partitions.ceiling_bytes, memory.total_bytes)
     guarantee = np.minimum(partitions.guarantee_bytes, ceiling)
-    # Others on the host may have taken what the configuration hands out; promises are kept all the same.
-    configured = settings.capacity_of(memory.total_bytes)
-    capacity = min(configured, int(held.sum()) + memory.available_bytes)
-    capacity = max(capacity, min(configured, int(guarantee.sum())))
-    planned = max(int(capacity * (1.0 - settings.plan.margin_ratio)), min(capacity, int(guarantee.sum())))
+    promised, kept = int(guarantee.sum()), int(held.sum())
+    capacity = capacity_bytes_of(settings, memory, held_bytes=kept, guarantee_bytes=promised)
+    planned = planned_bytes_of(settings, memory, held_bytes=kept, guarantee_bytes=promised)
     return Situation(
         now_s=observation.time_s,
         page_bytes=memory.page_bytes,
@@ -154,6 +152,21 @@ def look(
         cgroups=cgroups,
         levels=forecasts.levels,
     )
+
+
+def capacity_bytes_of(settings: Settings, memory: HostMemory, *, held_bytes: int, guarantee_bytes: int) -> int:
+    """Return what partitions that hold so much, and were promised so much, share.
+
+    Others on the host may have taken what the configuration hands out; promises are kept all the same.
+    """
+    configured = settings.capacity_of(memory.total_bytes)
+    return max(min(configured, held_bytes + memory.available_bytes), min(configured, guarantee_bytes))
+
+
+def planned_bytes_of(settings: Settings, memory: HostMemory, *, held_bytes: int, guarantee_bytes: int) -> int:
+    """Return that capacity without the margin: what is divided."""
+    capacity = capacity_bytes_of(settings, memory, held_bytes=held_bytes, guarantee_bytes=guarantee_bytes)
+    return max(int(capacity * (1.0 - settings.plan.margin_ratio)), min(capacity, guarantee_bytes))
 
 
 def demand_of(now: Situation) -> Demand:
