@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from memsculpt.domain.settings import MIB, Settings
 from memsculpt.domain.vm import GuestMemory, VmFeatures, VmId, VmReading, VmState
 from memsculpt.domain.workload import Instance, WorkloadId
-from memsculpt.profile.guests import OVERHEAD_LEAST_BYTES, STALE_S, SWAP_HALF_LIFE_S
+from memsculpt.profile.guests import OVERHEAD_LEAST_BYTES, STALE_S, SWAP_HALF_LIFE_S, KnownGuest
 from memsculpt.profile.state import ProfileState
 from memsculpt.profile.update import update
 from tests.profile.world import running, see, watch
@@ -189,3 +189,14 @@ def test_another_process_is_another_vm():
 def test_a_host_without_vms_has_no_guests():
     (profiles,) = watch(see(1.0, running(at_s=1.0)))
     assert profiles.guests == {}
+
+
+def test_a_copy_of_what_is_known_has_all_of_it():
+    """Whatever field there is, also one that is added later."""
+    known = KnownGuest(process=Instance(pid=1, start_ticks=1), balloon_bytes=1, moved_at_s=2.0)
+    for number, one in enumerate(fields(KnownGuest)):
+        setattr(known, one.name, f"value {number}")
+    copied = known.copy()
+    assert copied == known
+    copied.need_bytes = 3
+    assert known.need_bytes != 3

@@ -18,7 +18,7 @@ Figures that are older than STALE_S are no figures.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -64,6 +64,28 @@ class KnownGuest:
     cpu_ratio: float = math.nan
     io_bytes_per_s: float = math.nan
 
+    def copy(self) -> "KnownGuest":
+        """Return the same; `replace` takes four times as long, and every VM is copied in every tick."""
+        return KnownGuest(
+            process=self.process,
+            balloon_bytes=self.balloon_bytes,
+            moved_at_s=self.moved_at_s,
+            guest=self.guest,
+            path=self.path,
+            reserved_bytes=self.reserved_bytes,
+            swapped_bytes=self.swapped_bytes,
+            need_bytes=self.need_bytes,
+            swap_in_bytes_per_s=self.swap_in_bytes_per_s,
+            major_faults_per_s=self.major_faults_per_s,
+            faults_per_s=self.faults_per_s,
+            overhead_bytes=self.overhead_bytes,
+            read_at_s=self.read_at_s,
+            vcpu_s=self.vcpu_s,
+            moved_bytes=self.moved_bytes,
+            cpu_ratio=self.cpu_ratio,
+            io_bytes_per_s=self.io_bytes_per_s,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GuestRows:
@@ -105,7 +127,7 @@ def follow_guests(known: Guests, observation: Observation, overheads: Mapping[Vm
         if before is None or before.process != reading.process:
             one = KnownGuest(process=reading.process, balloon_bytes=reading.balloon_bytes, moved_at_s=-math.inf)
         else:
-            one = replace(before)  # this tick's own from here on
+            one = before.copy()  # this tick's own from here on
         _take_memory(one, reading, observation.time_s)
         _take_rates(one, reading)
         row = row_of.get(reading.workload)

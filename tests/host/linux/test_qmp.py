@@ -4,6 +4,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from memsculpt.domain.vm import VmState
 from memsculpt.host.linux.qmp import EVENTS_KEPT_MOST, Command, CommandError, Event, ProtocolError, Session, Stage
-from memsculpt.host.linux.vm_asking import VmAsking
+from memsculpt.host.linux.vm_asking import VmAsking, VmFacts
 from memsculpt_bench.qmp_peers import GREETING, Peer
 
 HELLO = json.dumps(GREETING).encode() + b"\r\n"
@@ -206,3 +207,14 @@ def test_what_a_guest_says_twice_keeps_its_age():
             handler(peer.answer(command.name, command.arguments or {}))
     assert asking.facts.guest is not None
     assert asking.facts.guest.updated_at_s <= 10.0
+
+
+def test_a_copy_of_facts_has_all_of_them_and_changes_no_more():
+    """Whatever field there is, also one that is added later."""
+    facts = VmFacts()
+    for number, one in enumerate(fields(VmFacts)):
+        setattr(facts, one.name, {"a": "b"} if one.name == "refusals" else f"value {number}")
+    copied = facts.copy()
+    assert copied == facts
+    facts.refusals["c"] = "d"
+    assert copied.refusals == {"a": "b"}
