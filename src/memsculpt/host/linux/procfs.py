@@ -99,7 +99,7 @@ def parse_io(content: bytes) -> tuple[int, int] | None:
 
 def parse_schedstat(content: bytes) -> float | None:
     """Return the processor time in seconds, exact to the nanosecond, or None."""
-    words = content.split()
+    words = content.split(None, 1)
     return int(words[0]) / NS_PER_S if words and words[0].isdigit() else None
 
 
