@@ -12,7 +12,7 @@ from memsculpt.agent import Agent, Tick
 from memsculpt.domain.outcome import Status
 from memsculpt.domain.plan import SetBalloon
 from memsculpt.domain.settings import Mode, PartitionSettings, Settings
-from memsculpt.domain.vm import VmFeatures, VmReading
+from memsculpt.domain.vm import VmFeatures, VmReading, VmState
 from memsculpt.domain.workload import Match
 from memsculpt.host.simulated import Driver, SimulatedHost, VirtualMachine
 
@@ -213,3 +213,30 @@ def test_a_guest_that_tells_nothing_keeps_its_memory_and_it_is_said(tmp_path):
         run.go(60.0)
         assert not [one for name in NAMES for one in run.asks(name)]
         assert any("vm:web" in note and "host's view" in note for note in run.agent.report.notes)
+
+
+@pytest.mark.parametrize("state", [VmState.PAUSED, VmState.MIGRATING])
+def test_a_vm_that_is_stopped_while_its_balloon_moves_is_not_blamed_for_it(tmp_path, state):
+    """It is not asked and not judged meanwhile, said to be what it is, and ballooned again when it goes on."""
+    host = host_of(inflate_bytes_per_s=MIB // 2)
+    with running(host, tmp_path) as run:
+        while not run.asks("web"):
+            run.go(1.0)
+            assert len(run.ticks) < 120
+        host.set_vm_state("web", state)
+        asked_before, ticks_before = len(run.asks("web")), len(run.ticks)
+        run.go(25.0)
+        assert len(run.asks("web")) == asked_before
+        assert len(run.ticks) - ticks_before == 25
+        assert readings(host)["web"].state is state
+        profiles = run.agent.report.profiles
+        assert profiles is not None
+        assert state.value in profiles.guests["vm:web"].problem
+        assert any("vm:web" in note and state.value in note for note in run.agent.report.notes)
+
+        host.set_vm_state("web", VmState.RUNNING)
+        run.go(PERIOD_S)
+        assert len(run.asks("web")) > asked_before
+        after = run.ticks[ticks_before:]
+        assert not any("does not follow" in reason.text for tick in after for reason in tick.plan.held_back)
+    assert readings(host)["web"].balloon_bytes is not None

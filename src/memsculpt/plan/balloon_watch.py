@@ -8,8 +8,8 @@ A balloon moves at the guest's pace, so every value between where it was when we
 - Back up, within what the operator left it: the guest took memory back (deflate-on-oom, a reboot), or somebody gave it.
   We stand back for GIVEN_BACK_REST_S. After a reboot a guest returns to our ask by itself (QEMU keeps the target), so
   what is still elsewhere then was somebody's ask; not where the guest has deflate-on-oom, for that lasts.
-- No step nearer for PATIENCE_S: it refuses, or ignores us. It is left alone, longer each time, and the ask is taken
-  back: one that stays open might be followed later, when the guest needs the memory.
+- No step nearer for PATIENCE_S in which it ran: it refuses, or ignores us. It is left alone, longer each time, and the
+  ask is taken back: one that stays open might be followed later, when the guest needs the memory.
 """
 
 import math
@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from memsculpt.domain.outcome import Applied, Status
 from memsculpt.domain.plan import SetBalloon
-from memsculpt.domain.vm import VmId, VmReading
+from memsculpt.domain.vm import VmId, VmReading, VmState
 from memsculpt.plan.state import Balloon
 
 TOLERANCE_BYTES = 2 << 20  # guests move in steps of 1 MiB (VIRTIO_BALLOON_ARRAY_PFNS_MAX pages)
@@ -37,6 +37,8 @@ def follow_balloon(known: Balloon | None, reading: VmReading, now_s: float) -> B
         return None
     if known is None or known.process != reading.process:
         return Balloon(process=reading.process, most_bytes=actual, seen_bytes=actual, moved_at_s=-math.inf)
+    if reading.state is not VmState.RUNNING:
+        known = replace(known, stood_at_s=now_s)
     before = known.seen_bytes
     if actual != before:
         known = replace(known, seen_bytes=actual, moved_at_s=now_s)
@@ -63,7 +65,7 @@ def follow_balloon(known: Balloon | None, reading: VmReading, now_s: float) -> B
     if distance <= TOLERANCE_BYTES:
         followed = known.moved_at_s > known.asked_at_s
         return replace(known, refusals_count=0) if followed and known.refusals_count else known
-    if now_s - max(known.asked_at_s, known.moved_at_s) > PATIENCE_S and now_s >= known.rests_until_s:
+    if now_s - max(known.asked_at_s, known.moved_at_s, known.stood_at_s) > PATIENCE_S and now_s >= known.rests_until_s:
         rest_s = min(REFUSED_REST_S * 2.0**known.refusals_count, REFUSED_REST_MOST_S)
         return _rests(
             replace(known, refusals_count=known.refusals_count + 1),

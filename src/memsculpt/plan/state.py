@@ -79,6 +79,7 @@ class Balloon:
     foreign_at_s: float = float("-inf")  # when somebody else last moved it
     need_bytes: int = 0  # the guest's at the last plan
     grew_at_s: float = float("-inf")  # when that last rose
+    stood_at_s: float = float("-inf")  # when the VM was last seen not to run: its guest cannot follow then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

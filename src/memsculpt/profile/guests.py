@@ -256,10 +256,10 @@ def _demand(known: KnownGuest, reading: VmReading, now_s: float) -> GuestDemand:
     problem = ""
     if known.need_bytes is None:
         problem = NOT_TOLD
+    elif reading.state is not VmState.RUNNING:  # before their age, which comes of it
+        problem = f"it is {reading.state.value}: the host's view is used"
     elif now_s - told_at_s > STALE_S:
         problem = f"the guest's figures are {now_s - told_at_s:.0f} s old: the host's view is used"
-    elif reading.state is not VmState.RUNNING:
-        problem = f"it is {reading.state.value}: the host's view is used"
     is_told = not problem
     available_bytes = 0 if known.guest is None else known.guest.available_bytes or 0
     return GuestDemand(
