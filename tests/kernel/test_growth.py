@@ -3,6 +3,7 @@
 
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -14,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memsculpt.doors.cli.command_line import main
 from memsculpt.host import drilldown
 from memsculpt.host.bpf.faults import COPY, RECORD, STATE, FaultReader
 from memsculpt_bench.known_growth import FREED_BYTES, HELD_BYTES, PYTHON, Worker, recorded
@@ -167,19 +167,20 @@ def test_a_process_that_ends_gives_what_was_seen(run, tmp_path):
     assert by_name(recording)["by_loop"].total_bytes == pytest.approx(16 * MIB, rel=0.05)
 
 
-def test_the_command_tells_and_draws(run, tmp_path, capfd, monkeypatch):
+def test_the_command_tells_and_draws(run, tmp_path):
+    """The program works once the command shows, on a terminal, that it watches."""
     program = run(compiled(tmp_path, GROWER.read_text()))
-    record = drilldown.record_growth
-    first = iter((program.work,))  # works once the recording has begun, however long attaching takes
-
-    def recording(*args, **options):
-        return record(*args, **options | {"on_progress": lambda _elapsed_s, _seen: next(first, int)()})
-
-    monkeypatch.setattr(drilldown, "record_growth", recording)
     files = {name: tmp_path / f"growth.{name}" for name in ("svg", "html", "speedscope")}
     options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
-    assert main(["growth", str(program.pid), "--for", "2s", "--json", *options]) == 0
-    told = json.loads(capfd.readouterr().out)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "memsculpt", "growth", str(program.pid), "--for", "3s", "--json", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as ran:
+        os.close(theirs)
+        os.read(ours, 4096)
+        program.work()
+        told = json.loads(ran.communicate()[0])
+    os.close(ours)
+    assert ran.returncode == 0
     assert told["held_bytes"] == pytest.approx(told["grown_bytes"], rel=0.01)
     assert told["dropped"] == 0
     assert {one["function"] for one in told["functions"]} >= set(HELD_BYTES)
