@@ -57,14 +57,16 @@ def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
     told = Counter[str]()
     cpu_s = 0.0
     sizes = Counter[str]()
-    times_s = {"leave": 0.0, "split": 0.0, "collapse": 0.0, "come": 0.0}
     grown_bytes = 0
     calls = {
+        "demote": host.to_slow_node,
         "leave": host.page_out_ranges,
+        "promote": host.from_slow_node,
         "split": host.split,
         "collapse": _collapsing(host, order.holes_most_bytes),
         "come": host.bring_in_ranges,
     }
+    times_s = dict.fromkeys(calls, 0.0)
     for name, ranges in _in_turns(leave, order):
         if host.now_s() - begin_s > order.most_s:
             told["no time was left in this tick"] += size_of(ranges)
@@ -85,6 +87,8 @@ def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
         split_bytes=sizes["split"],
         collapsed_bytes=sizes["collapse"],
         came_bytes=sizes["come"],
+        demoted_bytes=sizes["demote"],
+        promoted_bytes=sizes["promote"],
         grown_bytes=grown_bytes,
         incompressible=stays,
         resident_before_bytes=_total(before.resident_bytes),
@@ -102,8 +106,11 @@ def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
 
 
 def reversed_order(order: SculptOrder) -> SculptOrder:
-    """Return the order that takes another one back: what left comes, what was gathered is split."""
-    return SculptOrder(split=order.collapse, come=order.leave, reason="taken back")
+    """Return the order that takes another one back: what left comes, what was gathered is split.
+
+    What came back stays: it lies where it lay before anything was done.
+    """
+    return SculptOrder(split=order.collapse, come=order.leave, promote=order.demote, reason="taken back")
 
 
 def listed(ranges: Int64) -> list[tuple[int, int]]:
@@ -122,14 +129,21 @@ def _in_turns(leave: Int64, order: SculptOrder) -> list[tuple[str, Int64]]:
     In parts, so that no more room is made at any moment than the next part needs.
     """
     if not order.part_bytes:
-        steps = [("leave", leave), ("split", order.split), ("collapse", order.collapse), ("come", order.come)]
+        steps = [
+            ("demote", order.demote),
+            ("leave", leave),
+            ("promote", order.promote),
+            ("split", order.split),
+            ("collapse", order.collapse),
+            ("come", order.come),
+        ]
         return [(name, ranges) for name, ranges in steps if len(ranges)]
     out, back = _parts(leave, order.part_bytes), _parts(order.come, order.part_bytes)
     turns: list[tuple[str, Int64]] = []
     for number in range(max(len(out), len(back))):
         turns += [("leave", part) for part in out[number : number + 1]]
         turns += [("come", part) for part in back[number : number + 1]]
-    return turns
+    return turns + [("promote", part) for part in _parts(order.promote, order.part_bytes)]
 
 
 def _parts(ranges: Int64, part_bytes: int) -> list[Int64]:

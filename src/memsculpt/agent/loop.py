@@ -436,6 +436,7 @@ def _abilities_of(host: Host) -> Abilities:
     return Abilities(
         page_out=can("page_out"),
         page_in=can("page_in"),
+        slow_node=can("slow_node"),
         gather=can("collapse"),
         reclaim=can("memory_reclaim"),
         drop_cache=can("memory_reclaim") or (can("cgroup_limits") and not can("cgroup_v2_memory")),

@@ -12,17 +12,19 @@ proc_zoneinfo(5).
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from memsculpt.domain.arrays import Int64
+from memsculpt.domain.observation import HostMemory
 from memsculpt.host.linux import procfs, runs
 from memsculpt.host.linux.meminfo import parse_meminfo
 
 SYS = "/sys"
 # Below the kernel's own watermarks it would begin to reclaim on the node; a migration must never be the cause.
 RESERVE_RATIO = 1 / 16
+LOOKED_FOR_EVERY_S = 60.0
 ZONE = re.compile(rb"^Node (\d+), zone ")
 NUMBERS = re.compile(rb"^(\d+)(?:-(\d+))?$")
 ONE_NODE = "this machine has one memory node: there is no slower one"
@@ -144,6 +146,30 @@ def spans_of(some: Sequence[Node], others: Sequence[Node], spans: Mapping[int, I
     """Return the frames of `some` nodes; None where those of `others` lie among them, so that they cannot be told."""
     mine, theirs = (_joined(spans, nodes) for nodes in (some, others))
     return None if len(runs.intersection(mine, theirs)) else mine
+
+
+class SlowNodeReader:
+    """Tells a planner of a slow node; where there is none it looks for one only now and then."""
+
+    def __init__(self, sys: str = SYS) -> None:
+        self._sys, self._looks_at_s = sys, float("-inf")
+
+    def told_of(self, memory: HostMemory, now_s: float) -> HostMemory:
+        """Return the totals with what is known of a slow node. Raises OSError."""
+        if now_s < self._looks_at_s:
+            return memory
+        nodes = read_nodes(self._sys)
+        slow = slow_nodes(nodes)
+        if not slow:
+            self._looks_at_s = now_s + LOOKED_FOR_EVERY_S
+            return memory
+        near = fast_nodes(nodes)
+        return replace(
+            memory,
+            slow_room_bytes=sum(one.room_bytes for one in slow),
+            fast_total_bytes=sum(one.total_bytes for one in near),
+            fast_spare_bytes=sum(one.free_bytes + one.inactive_file_bytes for one in near),
+        )
 
 
 def _joined(spans: Mapping[int, Int64], nodes: Sequence[Node]) -> Int64:

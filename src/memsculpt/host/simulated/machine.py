@@ -31,6 +31,7 @@ from memsculpt.host.simulated.workloads import Demand, Program
 
 FIRST_PID = 1000
 TICKS_PER_S = 100
+SLOW_RESERVE_RATIO = 1 / 16  # of the slow node, as on Linux
 BATCH_CHUNKS = 64  # room is made for so many at once, so that a large growth reclaims as it goes
 
 
@@ -156,6 +157,11 @@ class Machine:
     def swap_free_chunks(self) -> int:
         """Return what the swap device can still take."""
         return 0 if self.swap_is_full else self.swap_total_chunks - self.tree.root.swapped_chunks
+
+    @property
+    def slow_room_chunks(self) -> int:
+        """Return what may still be moved to the slow node."""
+        return max(0, self.slow_total_chunks - self.slow_chunks - int(SLOW_RESERVE_RATIO * self.slow_total_chunks))
 
     @property
     def fast_free_chunks(self) -> int:

@@ -11,7 +11,6 @@ from memsculpt.host.simulated.looking import HEAP_START
 from memsculpt.host.simulated.pages import RESIDENT, Region
 from memsculpt.host.simulated.sculptor import SimulatedSculptor, leave
 
-RESERVE_RATIO = 1 / 16  # of the node, as on Linux
 NO_NODE = "this host has one memory node: there is no slower one"
 NODE_FIX = "build it with slow_bytes"
 
@@ -21,7 +20,7 @@ class SimulatedSlowNode(SimulatedSculptor):
 
     def slow_room_bytes(self) -> int:
         """Return how much may still go there; see the protocol."""
-        return self._slow_room() * self._machine.chunk_bytes
+        return self._machine.slow_room_chunks * self._machine.chunk_bytes
 
     def to_slow_node(self, process: Instance, ranges: Ranges) -> Sculpted:
         """Move resident chunks there; see the protocol."""
@@ -36,7 +35,7 @@ class SimulatedSlowNode(SimulatedSculptor):
             "part of a huge page, which moves as a whole or not at all",
             self._size_of(wanted) - len(moving) * self._machine.chunk_bytes,
         )
-        chosen = moving[: self._slow_room()]
+        chosen = moving[: self._machine.slow_room_chunks]
         leave(
             problems, "no room on the node beyond its reserve", (len(moving) - len(chosen)) * self._machine.chunk_bytes
         )
@@ -71,10 +70,6 @@ class SimulatedSlowNode(SimulatedSculptor):
         if not self._machine.slow_total_chunks:
             raise Unavailable(place="slow memory node", problem=NO_NODE, fix=NODE_FIX)
         return self._reach(process).memory
-
-    def _slow_room(self) -> int:
-        total = self._machine.slow_total_chunks
-        return max(0, total - self._machine.slow_chunks - int(RESERVE_RATIO * total))
 
     def _size_of(self, flags: Bool) -> int:
         return int(flags.sum()) * self._machine.chunk_bytes
