@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from memsculpt import act
+from memsculpt.agent.sculpting import Sculpting
 from memsculpt.domain.plan import SculptPool
 from memsculpt.domain.pool import ColdTo, ColdZone, Promote, Tier, Verdict
 from memsculpt.domain.settings import Mode, PartitionSettings, PlanSettings, Settings
 from memsculpt.domain.workload import Match
 from memsculpt.host.simulated import Cycle, Leak, Ramp, SimulatedHost
 from tests.agent.test_on_simulated_host import Run, running
-from tests.agent.test_sculpting import LEAKS, Scene
+from tests.agent.test_sculpting import LEAKS, SETTINGS, Scene
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -81,6 +83,42 @@ def test_an_end_brings_back_what_lies_there():
     assert slow_bytes(scene.host, "web") > 0
     scene.sculpting.close(may_act=True)
     assert slow_bytes(scene.host, "web") == 0
+
+
+def test_what_a_killed_agent_left_there_comes_back_by_the_journal_alone(tmp_path: Path):
+    """The journal names the process before the first page moves; who has ended meanwhile is gone."""
+    scene = Scene(LEAKS, slow_bytes=512 * MIB)
+    journal = act.Journal.open(tmp_path, machine_lock=None, boot="b")
+    scene.sculpting = Sculpting(scene.host, SETTINGS, journal=journal)
+    scene.watch(160)
+    scene.sculpt(ColdZone(size_bytes=512 * MIB))
+    moved_bytes = slow_bytes(scene.host, "web")
+    assert moved_bytes > 0
+    journal.close()
+
+    found = act.Journal.open(tmp_path, machine_lock=None, boot="b")
+    report = act.restore(scene.host, found)
+    (process,) = scene.host.instances("web")
+    (done,) = report.changes
+    assert done.what == f"pages of pid {process.pid} on a slow node"
+    assert (done.outcome, done.value) == (act.Outcome.RESTORED, f"{moved_bytes >> 20} MiB came back")
+    assert slow_bytes(scene.host, "web") == 0
+    assert found.ledger.changes == ()
+    found.close()
+
+
+def test_a_process_that_has_ended_is_not_kept_in_the_journal(tmp_path: Path):
+    scene = Scene(LEAKS, slow_bytes=512 * MIB)
+    journal = act.Journal.open(tmp_path, machine_lock=None, boot="b")
+    scene.sculpting = Sculpting(scene.host, SETTINGS, journal=journal)
+    scene.watch(160)
+    scene.sculpt(ColdZone(size_bytes=512 * MIB))
+    (process,) = scene.host.instances("web")
+    assert journal.ledger.is_on_slow_node(process)
+    scene.host.kill(process)
+    scene.watch(5)
+    assert not journal.ledger.is_on_slow_node(process)
+    journal.close()
 
 
 def machine() -> SimulatedHost:

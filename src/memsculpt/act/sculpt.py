@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carry out what plan/sculpt.py orders for a pool, and take it back. Contents never change, so nothing is journalled.
+"""Carry out what plan/sculpt.py orders for a pool, and take it back. Contents never change.
+
+What leaves for the swap comes back when it is touched, so nothing of that is journalled; from a slow node nothing does.
 
 What leaves is sampled first, a page of every MiB: allocators put like beside like, and memory that does not get
 smaller is not worth compressing. What is on its way to a disk need not be compressible.
@@ -12,6 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
+from memsculpt.act.journal import Journal
+from memsculpt.act.records import Origin, SentToSlowNode, SlowKey, Undone
 from memsculpt.domain.arrays import Int64
 from memsculpt.domain.plan import SculptPool
 from memsculpt.domain.pool import NO_RANGES, Pool, SculptDone, SculptOrder, Tier
@@ -43,13 +47,18 @@ SAMPLES_MOST = 512
 PACKED_MOST_RATIO = 0.9
 
 
-def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
+def sculpt(host: Host, pool: Pool, order: SculptOrder, journal: Journal | None = None) -> SculptDone:
     """Carry an order out: what frees memory first, what takes some last.
 
+    Before the first pages of a process go to a slow node, the journal says so: nothing else would bring them back.
+    Raises JournalUnwritable then, and nothing was done.
     Returns what was really done, as the page tables say. Raises Vanished, Unavailable, Transient (no room in the swap;
     nothing was done then, for what leaves comes first).
     """
     begin_s = host.now_s()
+    if len(order.demote) and journal is not None and not journal.ledger.is_on_slow_node(pool.process):
+        origin = Origin(action_id=0, at_s=begin_s, why="slow-node", boot=journal.boot)
+        journal.append(SentToSlowNode(process=pool.process, origin=origin))
     # What is exchanged in parts comes often and makes no huge pages: two walks over all of the pool are not worth it.
     measured = () if order.part_bytes else pool.ranges
     before = host.frames(pool.process, measured)
@@ -103,6 +112,12 @@ def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
         cpu_s=cpu_s,
         problems=tuple(sorted(told.items())),
     )
+
+
+def forget_slow(journal: Journal, process: Instance) -> None:
+    """Take a process off the journal that has ended: nothing of it lies anywhere."""
+    if journal.ledger.is_on_slow_node(process):
+        journal.forget(Undone(change=SlowKey(process=process)))
 
 
 def reversed_order(order: SculptOrder) -> SculptOrder:

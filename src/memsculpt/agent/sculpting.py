@@ -77,8 +77,16 @@ class _Asked:
 class Sculpting:
     """The pools of one host."""
 
-    def __init__(self, host: Host, settings: Settings, rules: plan.SculptRules | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        settings: Settings,
+        rules: plan.SculptRules | None = None,
+        journal: act.Journal | None = None,
+    ) -> None:
+        """`journal` keeps whose pages went to a slow node; without one only `close` brings them back."""
         self._host, self._settings, self._rules = host, settings, rules or plan.SculptRules()
+        self._journal = journal
         self._known: dict[Instance, KnownPool] = {}
         self._readers: dict[Instance, PageReader] = {}
         self._asked: deque[_Asked] = deque()
@@ -380,6 +388,8 @@ class Sculpting:
 
     def _forget(self, process: Instance) -> None:
         self._known.pop(process, None)
+        if self._journal is not None:
+            act.forget_slow(self._journal, process)
         self._phasing.forget(process)
         if process in self._readers:
             self._readers.pop(process).close()
@@ -546,7 +556,7 @@ class Sculpting:
         if blocks is None:
             raise Refused(place=f"pool {known.id}", problem="nothing is known of it", fix="ask again later")
         began_s = self._host.now_s()
-        done = act.sculpt(self._host, blocks.pool, order)
+        done = act.sculpt(self._host, blocks.pool, order, self._journal)
         self._note(known, done)
         before = known.rates()
         if choice is not None:
