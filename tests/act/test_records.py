@@ -15,6 +15,8 @@ from memsculpt.act.records import (
     Origin,
     PagesMoved,
     ProcessMoved,
+    SentToSlowNode,
+    SlowKey,
     Undone,
     frame,
     header,
@@ -71,6 +73,20 @@ GOLDEN_V1 = bytes.fromhex(
     74657874223a22305c6e227d31000000022496197b226b223a22756e646f6e65222c226367726f7570223a226d656d7363756c70742f6f6c
     64222c2274657874223a22227d2a0000007cac2abb7b226b223a22756e646f6e65222c22706964223a352c227374617274223a362c227465
     7874223a22227d1f00000034e404b27b226b223a227061676573222c226f7574223a343039362c22696e223a307d
+    """
+)
+
+GOLDEN_SLOW = [
+    SentToSlowNode(process=Instance(pid=812, start_ticks=99), origin=BECAUSE),
+    Undone(change=SlowKey(process=Instance(pid=812, start_ticks=99))),
+]
+
+# As above, of the first version that moves pages to a slow node.
+GOLDEN_SLOW_V1 = bytes.fromhex(
+    """
+    4d534a4f55524e4c01000000e62c97054f0000006b619b497b226b223a22736c6f77222c22706964223a3831322c227374617274223a3939
+    2c226964223a372c226174223a31322e352c22776879223a22736872696e6b222c22626f6f74223a2262303074227d2e000000d5b0d27e7b
+    226b223a22756e646f6e65222c22736c6f77223a3831322c227374617274223a39392c2274657874223a22227d
     """
 )
 
@@ -143,6 +159,7 @@ def test_version_1_is_read_and_written_as_it_was_released():
 
 def test_the_balloons_records_are_read_and_written_as_they_were_released():
     assert parse(GOLDEN_BALLOON_V1, place="golden") == (GOLDEN_BALLOON, [])
+    assert parse(GOLDEN_SLOW_V1, place="golden") == (GOLDEN_SLOW, [])
     assert header() + b"".join(map(frame, GOLDEN_BALLOON)) == GOLDEN_BALLOON_V1
 
 

@@ -50,6 +50,18 @@ def test_without_any_memory_controller():
     assert "no memory controller" in found["cgroup_limits"].reason
 
 
+def test_a_slow_node_is_named_and_its_absence_explained():
+    """Where there is none nothing is broken; where it may not be used, root helps."""
+    there = capabilities_from(KernelFacts(is_root=True, slow_nodes=(2, 3), slow_node=""))["slow_node"]
+    assert there.available
+    assert there.reason.startswith("node 2, 3:")
+    absent = capabilities_from(KernelFacts(is_root=True, slow_node="one node"))["slow_node"]
+    assert (absent.available, absent.reason) == (False, "one node")
+    assert absent.fix.startswith("none needed")
+    denied = capabilities_from(KernelFacts(slow_nodes=(1,), slow_node="this user may not"))["slow_node"]
+    assert (denied.available, denied.fix) == (False, "run as root")
+
+
 def test_the_kernels_own_words_are_kept():
     """What was tried and failed says why."""
     found = capabilities_from(KernelFacts(page_out="Function not implemented"))

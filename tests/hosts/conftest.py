@@ -21,9 +21,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stage" not in metafunc.fixturenames:
         return
     wanted = getattr(metafunc.function, "offers", ())
+    told = {"elsewhere": metafunc.function.elsewhere} if getattr(metafunc.function, "elsewhere", "") else {}
     params = [
         pytest.param(
-            stage, id=stage.__name__, marks=[pytest.mark.needs(name) for name in wanted] if stage.is_real else []
+            stage,
+            id=stage.__name__,
+            marks=[pytest.mark.needs(name, **told) for name in wanted] if stage.is_real else [],
         )
         for stage in STAGES
     ]

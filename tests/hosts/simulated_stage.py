@@ -34,6 +34,7 @@ class SimulatedStage(Stage):
             ),
             cgroup_version=self.cgroup_version,
             chunk_bytes=64 << 10,
+            slow_bytes=128 * MIB,
         )
         self.host = self._simulated
 

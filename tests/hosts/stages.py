@@ -17,11 +17,14 @@ from memsculpt.host.protocol import Host
 MIB = 1 << 20
 
 
-def offers(*capabilities: str):
-    """Mark a test with what a host must offer for it; on a real machine it skips with doctor's reason."""
+def offers(*capabilities: str, elsewhere: str = ""):
+    """Mark a test with what a host must offer for it; on a real machine it skips with doctor's reason.
+
+    `elsewhere` says where the same is asked of a real machine that this one cannot be.
+    """
 
     def mark(test):
-        test.offers = capabilities
+        test.offers, test.elsewhere = capabilities, elsewhere
         return test
 
     return mark

@@ -50,6 +50,16 @@ def standing(resident, blocks=300):
     return Standing(blocks=np.arange(blocks), resident_bytes=here, swapped_bytes=BLOCK - here)
 
 
+def test_what_lies_on_a_slow_node_is_to_come_for_a_phase_too():
+    """All of B is in memory, but there; what the pool has not, and more than is in memory, count for nothing."""
+    whole = standing([*A, *B])
+    there = whole.with_slow(np.array([*B, 400]), np.array([2 * BLOCK] + [BLOCK // 2] * 100))
+    assert not len(choose_prefetch(foreseen(upcoming(B, in_s=1.0)), whole, BUDGET, Experience()).bring)
+    assert choose_prefetch(foreseen(upcoming(B, in_s=1.0)), there, BUDGET, Experience()).bring.tolist() == B.tolist()
+    assert (there.resident_bytes + there.swapped_bytes == whole.resident_bytes + whole.swapped_bytes).all()
+    assert there.resident_bytes[100:102].tolist() == [0, BLOCK // 2]
+
+
 def test_a_phase_comes_back_in_time_and_not_before():
     """One second out, one second in and the margin before the onset; until then the time is told."""
     early = choose_prefetch(foreseen(upcoming(B, in_s=4.0)), standing(A), BUDGET, Experience())

@@ -2,6 +2,7 @@
 """Which blocks are gathered, which leave, and that nothing is chosen without knowing its price."""
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsculpt.domain.pages import PAGE_BYTES, REGION_BYTES
-from memsculpt.domain.pool import AGE_CLASSES, INCOMPRESSIBLE, PARTS, Blocks, Pool, Tier, Zone
+from memsculpt.domain.pool import AGE_CLASSES, INCOMPRESSIBLE, PARTS, Blocks, ColdTo, ColdZone, Pool, Tier, Zone
 from memsculpt.domain.workload import Instance, WorkloadId
 from memsculpt.plan import sculpt
 
@@ -39,6 +40,7 @@ def blocks(regions: int, **columns: object) -> Blocks:
         "flags": np.zeros(count, np.uint8),
         "ages": np.full((4, count), 0xFFFF, np.uint16),
         "touched": np.zeros(count, np.uint16),
+        "slow": np.zeros(count, np.uint16),
         "watched_page_s": np.full(len(AGE_CLASSES), 1e9),
         "returned_pages": np.zeros(len(AGE_CLASSES)),
         "interval_s": 10.0,
@@ -191,3 +193,84 @@ def test_choosing_changes_nothing():
     with pytest.raises(ValueError, match="read-only"):
         state.heat[0] = 1.0
     assert dataclasses.is_dataclass(state)
+
+
+# --- a slow node ------------------------------------------------------------------------------------------------------
+
+
+def bits(count: int, *rows: int) -> np.ndarray:
+    found = np.zeros(count, np.uint16)
+    found[list(rows)] = 0xFFFF
+    return found
+
+
+def test_cold_pages_go_to_the_slow_node_first_and_the_oldest_to_the_swap():
+    """Half fits there: it is the younger half, for it is the likelier to return."""
+    ages = np.full((4, 2 * BLOCKS), 0xFFFF, np.uint16)
+    ages[1:3, BLOCKS:] = 0  # the second region's pages are nine looks old, the first's fifteen
+    state = blocks(2, ages=ages)
+    half = sculpt.choose_cold(state, 4 * MIB, 1000.0, slow_room_bytes=2 * MIB)
+    assert half.demote.tolist() == [[HERE + REGION_BYTES, HERE + 2 * REGION_BYTES]]
+    assert half.leave.tolist() == [[HERE, HERE + REGION_BYTES]]
+    assert half.size_bytes == 4 * MIB
+    told = sculpt.explain_sculpt(ColdZone(size_bytes=4 * MIB), half)
+    assert "2.0 MiB of it to the slow node, where it is used without a fault, the oldest to the swap" in told
+    all_near = sculpt.choose_cold(state, 4 * MIB, 1000.0, slow_room_bytes=8 * MIB)
+    assert (size_of(all_near.demote), size_of(all_near.leave)) == (4 * MIB, 0)
+    assert all_near.loss_ratio < half.loss_ratio
+    only = sculpt.choose_cold(state, 4 * MIB, 1000.0, slow_room_bytes=MIB, to=ColdTo.SLOW_NODE)
+    assert (size_of(only.demote), size_of(only.leave)) == (MIB, 0)
+
+
+def test_what_lies_there_goes_to_the_swap_only_when_that_is_asked():
+    """It is out of fast memory already; for what its workload is charged it counts as ever."""
+    state = blocks(2, slow=bits(2 * BLOCKS, *range(BLOCKS)))
+    near = sculpt.choose_cold(state, 8 * MIB, 1000.0, slow_room_bytes=8 * MIB)
+    assert near.demote.tolist() == [[HERE + REGION_BYTES, HERE + 2 * REGION_BYTES]]
+    out = sculpt.choose_cold(state, 8 * MIB, 1000.0, slow_room_bytes=8 * MIB, to=ColdTo.SWAP)
+    assert (size_of(out.demote), size_of(out.leave)) == (0, 4 * MIB)
+
+
+def test_what_does_not_compress_may_go_to_the_slow_node():
+    state = blocks(1, flags=np.full(BLOCKS, INCOMPRESSIBLE, np.uint8))
+    assert size_of(sculpt.choose_cold(state, 2 * MIB, 1000.0).leave) == 0
+    assert size_of(sculpt.choose_cold(state, 2 * MIB, 1000.0, slow_room_bytes=2 * MIB).demote) == 2 * MIB
+
+
+def test_pages_in_use_come_back_from_there_and_blocks_that_are_due():
+    """Of a block that was touched its touched pages, of one that is due by its last return all of it."""
+    touched, slow = np.zeros(BLOCKS, np.uint16), bits(BLOCKS, 0, 1, 2)
+    touched[:2] = 0b11, 0
+    touched_at_s, return_s = np.full(BLOCKS, 500.0, np.float32), np.zeros(BLOCKS, np.float32)
+    return_s[2] = 510.0
+    state = blocks(1, touched=touched, slow=slow, touched_at_s=touched_at_s, return_s=return_s)
+    found = sculpt.choose_returned(state, MIB, 1000.0)
+    assert found.promote.tolist() == [[HERE, HERE + 2 * PAGE_BYTES], [HERE + 2 * 65536, HERE + 3 * 65536]]
+    assert found.size_bytes == size_of(found.promote) == 18 * PAGE_BYTES
+    assert sculpt.choose_returned(state, MIB, 900.0).size_bytes == 2 * PAGE_BYTES
+    assert sculpt.choose_returned(state, PAGE_BYTES, 900.0).size_bytes == 0
+    due = sculpt.choose_due(state, 20.0, 1000.0)
+    assert due.promote.tolist() == [[HERE + 2 * 65536, HERE + 3 * 65536]]
+
+
+def test_a_region_of_which_a_page_lies_there_is_not_gathered():
+    slow = np.zeros(2 * BLOCKS, np.uint16)
+    slow[3] = 1
+    chosen = sculpt.choose_hot(hot(2, slow=slow), 1 << 40, 1000.0)
+    assert chosen.collapse.tolist() == [[HERE + REGION_BYTES, HERE + 2 * REGION_BYTES]]
+
+
+@given(
+    st.lists(st.integers(0, 0xFFFF), min_size=BLOCKS, max_size=BLOCKS),
+    st.integers(0, 4 * MIB),
+    st.integers(0, 4 * MIB),
+    st.sampled_from(ColdTo),
+)
+def test_no_page_goes_two_ways_and_no_more_than_fits(slow, size_bytes, room_bytes, to):
+    state = blocks(1, slow=np.array(slow, np.uint16))
+    found = sculpt.choose_cold(state, size_bytes, 1000.0, slow_room_bytes=room_bytes, to=to)
+    assert size_of(found.demote) + size_of(found.leave) == found.size_bytes <= size_bytes
+    assert size_of(found.demote) <= (0 if to is ColdTo.SWAP else room_bytes)
+    assert to is not ColdTo.SLOW_NODE or not len(found.leave)
+    edges = sorted([*found.demote.tolist(), *found.leave.tolist()])
+    assert all(before[1] <= after[0] for before, after in pairwise(edges))

@@ -96,6 +96,37 @@ def test_what_was_sent_out_counts_as_gone_before_the_next_look():
     assert (left.present + left.swapped == state.present + state.swapped).all()
 
 
+@pytest.mark.parametrize("size", [1, 4])
+@given(marked=st.sets(st.integers(0, 95)))
+def test_where_pages_lie_is_kept_by_page(size: int, marked: set[int]):
+    """Runs of pages on a slow node become bits, whatever blocks they cross; a block's tier goes by most of it."""
+    blocks = 4 if size == 4 else 6
+    state = profile.begin(pool(blocks // size or 1, size * BLOCK), 0.0)
+    state = dataclasses.replace(state, present=np.full(state.pool.count, 16 * size, np.uint16))
+    runs = [[HERE + page * 4096, HERE + (page + 1) * 4096] for page in sorted(marked)]
+    found = profile.with_slow(state, np.array(runs, np.int64).reshape(-1, 2))
+    wanted = [
+        sum({1 << (page % (16 * size) // size) for page in marked if page // (16 * size) == row})
+        for row in range(state.pool.count)
+    ]
+    assert found.slow.tolist() == wanted
+    mostly = [2 * each.bit_count() > 16 for each in wanted]
+    assert (found.tier == Tier.SLOW).tolist() == mostly
+    assert not profile.with_slow(found, np.empty((0, 2), np.int64)).slow.any()
+
+
+def test_what_lies_on_a_slow_node_stays_there_as_looks_pass_and_mappings_come():
+    """A look tells that a page is in memory, not where; to the swap it leaves."""
+    state = profile.with_slow(looked(2, (0xFFFF, 0xFFFF), (0, 0)), np.array([[HERE, HERE + BLOCK]]))
+    assert state.tier.tolist() == [Tier.SLOW, Tier.DRAM]
+    state = profile.update(state, touches(1, 1, start=HERE), 30.0)
+    assert state.tier.tolist() == [Tier.SLOW, Tier.DRAM]
+    wider = dataclasses.replace(state.pool, ranges=((HERE - BLOCK, HERE + 2 * BLOCK),))
+    assert profile.moved_to(state, wider).slow.tolist() == [0, 0xFFFF, 0]
+    gone = dataclasses.replace(touches(0, 0, start=HERE), present=np.array([0, 0]), swapped=np.array([16, 16]))
+    assert profile.update(state, gone, 40.0).tier.tolist() == [Tier.COMPRESSED, Tier.COMPRESSED]
+
+
 def test_memory_that_is_gone_holds_nothing():
     state = looked(3, (1, 1, 1), (1, None, 1))
     assert state.present.tolist() == [16, 0, 16]

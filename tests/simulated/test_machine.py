@@ -368,3 +368,30 @@ def test_two_programs_of_one_name_are_refused():
     """Names are how tests and faults speak of programs."""
     with pytest.raises(ValueError, match="name of its own"):
         SimulatedHost(1, workloads=(Constant(name="a", size_bytes=MIB), Constant(name="a", size_bytes=MIB)))
+
+
+# --- a slow node ------------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_near_goes_to_the_slow_node_and_is_slower_there():
+    """Nobody is swapped or stalled for it, but work takes longer; what ends gives its room back."""
+
+    def world(slow_bytes: int) -> SimulatedHost:
+        server = Constant(
+            name="server", cgroup="server", size_bytes=300 * MIB, skew=0.0, lifetime_s=60.0, comes_back_after_s=None
+        )
+        return SimulatedHost(1, total_bytes=512 * MIB, slow_bytes=slow_bytes, workloads=(server,))
+
+    plain, tiered = world(0), world(256 * MIB)
+    before = tiered.slow_room_bytes()
+    run(plain, 30.0)
+    run(tiered, 30.0)
+    (server,) = tiered.instances("server")
+    there = int((tiered.slow_runs(server, [(0, 1 << 40)]) @ [-1, 1]).sum())
+    assert there == 44 * MIB
+    assert tiered.slow_room_bytes() == before - there
+    assert tiered.record("server").major_faults_count == 0
+    assert tiered.record("server").stall_s == 0.0
+    assert tiered.record("server").work_done_s < plain.record("server").work_done_s
+    run(tiered, 35.0)
+    assert tiered.slow_room_bytes() == before

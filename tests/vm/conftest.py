@@ -21,14 +21,21 @@ from tests.vm.tenant import TENANT_BYTES, Tenant
 
 
 def _boot(
-    stack: ExitStack, factory: pytest.TempPathFactory, *, init: str, series: str = "6.1", memory_bytes: int = 512 << 20
+    stack: ExitStack,
+    factory: pytest.TempPathFactory,
+    *,
+    init: str,
+    series: str = "6.1",
+    memory_bytes: int = 512 << 20,
+    slow_bytes: int = 0,
 ) -> Guest:
     """Boot a guest, or skip with the lab's reason; where all is required tests/conftest.py makes that a failure."""
     possible, reason = lab.probe()
     if not possible:
         pytest.skip(f"qemu_guest: {reason}")
     try:
-        guest = lab.guest(factory.mktemp("guest"), init=init, series=series, memory_bytes=memory_bytes)
+        folder = factory.mktemp("guest")
+        guest = lab.guest(folder, init=init, series=series, memory_bytes=memory_bytes, slow_bytes=slow_bytes)
     except debian.Unavailable as error:
         pytest.skip(f"qemu_guest: {error}")
     return stack.enter_context(guest)
@@ -59,6 +66,23 @@ def guest_of(request: pytest.FixtureRequest) -> Guest:
     if guest.sh(f"[ -x {inside.TOUCHER} ]").rc:
         guest.install(known_pages.SOURCES / "toucher.c", inside.TOUCHER)
     return guest
+
+
+@pytest.fixture(scope="session", params=["6.12", "6.1"])
+def guest_slow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """A bare kernel of each series with 512 MiB beside its processor, and 128 MiB on a node without any.
+
+    6.12 sorts the two into tiers; 6.1 does not, and has no PAGEMAP_SCAN.
+    """
+    with ExitStack() as stack:
+        yield _boot(
+            stack,
+            tmp_path_factory,
+            init=image.INIT_PLAIN,
+            series=request.param,
+            memory_bytes=640 << 20,
+            slow_bytes=128 << 20,
+        )
 
 
 @pytest.fixture(scope="session")

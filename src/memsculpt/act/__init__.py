@@ -8,7 +8,7 @@ from memsculpt.act.journal import Journal
 from memsculpt.act.lease import Lease, lease_for, restore_command
 from memsculpt.act.ownership import MACHINE_LOCK, SharingSeat
 from memsculpt.act.restore import Outcome, Restored, RestoreReport, give_up_balloon, restore
-from memsculpt.act.sculpt import PoolMoved, Sculptor, listed, reversed_order, sculpt
+from memsculpt.act.sculpt import PoolMoved, Sculptor, forget_slow, listed, reversed_order, sculpt
 from memsculpt.act.self_meter import SelfMeter
 from memsculpt.act.sense import Sensor
 
@@ -28,6 +28,7 @@ __all__ = [
     "Sensor",
     "SharingSeat",
     "apply",
+    "forget_slow",
     "give_up_balloon",
     "lease_for",
     "listed",

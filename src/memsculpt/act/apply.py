@@ -29,7 +29,7 @@ from memsculpt.domain.plan import (
     SetLimit,
     SetSharing,
 )
-from memsculpt.domain.pool import ColdZone, HotZone, Prefetch
+from memsculpt.domain.pool import ColdZone, HotZone, Prefetch, Promote
 from memsculpt.domain.units import format_bytes
 from memsculpt.domain.workload import CgroupPath
 from memsculpt.errors import JournalUnwritable, Refused, Transient, Unavailable, Vanished
@@ -151,6 +151,8 @@ class _Run:
         match action:
             case Reclaim(only_cache=True):
                 pass
+            case SculptPool() if action.is_demotion:
+                pass
             case PageOut() | Reclaim() | SculptPool(request=ColdZone()):
                 self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=0)
             case SetLimit() if action.kind is not LimitKind.GUARANTEE:
@@ -193,6 +195,8 @@ class _Run:
             return _Done(status=Status.FAILED, problem="this second's budget for paging (or the swap's) is spent")
         done = self._sculptor(action, granted_bytes)
         match action.request:
+            case ColdZone() if action.is_demotion:
+                self._budget.demoted(done.moved_bytes)
             case ColdZone():
                 self._journal.count_pages(out_bytes=done.moved_bytes)
                 self._budget.paged_out(asked_bytes=action.size_bytes, done_bytes=done.moved_bytes)
@@ -203,6 +207,8 @@ class _Run:
                 self._budget.paged_in(
                     asked_bytes=action.size_bytes, granted_bytes=granted_bytes, done_bytes=done.moved_bytes
                 )
+            case Promote():
+                self._budget.promoted(done.moved_bytes)
             case HotZone():
                 pass
         if done.moved_bytes <= 0:
@@ -217,8 +223,12 @@ class _Run:
 
     def _granted_sculpt(self, action: SculptPool) -> int:
         match action.request:
+            case ColdZone() if action.is_demotion:
+                return self._budget.grant_slow(action.size_bytes)
             case ColdZone():
                 return self._budget.grant_page_out(action.size_bytes)
+            case Promote():
+                return min(action.size_bytes, self._budget.page_in_bytes)
             case Prefetch():
                 # What there is no budget for to leave makes no room.
                 leaving_bytes = self._budget.grant_page_out(action.leaving_bytes)

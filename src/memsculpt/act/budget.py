@@ -21,6 +21,7 @@ class Budget:
 
     page_out_bytes: int = UNLIMITED_BYTES
     cache_bytes: int = UNLIMITED_BYTES  # page cache that may be dropped: at the same rate, whatever the swap holds
+    slow_bytes: int = UNLIMITED_BYTES  # to a slow node, at the same rate again
     page_in_bytes: int = UNLIMITED_BYTES
     balloon_bytes: int = UNLIMITED_BYTES  # what guests may be asked to give
     short_bytes: int = 0  # freed less than the plan counted on
@@ -35,6 +36,7 @@ class Budget:
         return cls(
             page_out_bytes=min(rate_bytes, max(0, fill_bytes - used_bytes)),
             cache_bytes=rate_bytes,
+            slow_bytes=min(rate_bytes, memory.slow_room_bytes),
             page_in_bytes=int(settings.page_in_bytes_per_s * interval_s),
             balloon_bytes=int(settings.shrink_bytes_per_s * interval_s),
         )
@@ -50,6 +52,14 @@ class Budget:
     def dropped(self, done_bytes: int) -> None:
         """Count page cache that was dropped; nobody grows into it, so less than asked is no shortfall."""
         self.cache_bytes = max(0, self.cache_bytes - done_bytes)
+
+    def grant_slow(self, asked_bytes: int) -> int:
+        """Return how much of it may go to a slow node."""
+        return min(asked_bytes, self.slow_bytes)
+
+    def demoted(self, done_bytes: int) -> None:
+        """Count what went to a slow node; nobody's use falls by it, so less than asked is no shortfall."""
+        self.slow_bytes = max(0, self.slow_bytes - done_bytes)
 
     def grant_page_in(self, asked_bytes: int) -> int:
         """Return how much of it may be paged in: within the rate, and less what was not freed for it."""
@@ -76,6 +86,10 @@ class Budget:
         """Count a page-in; what was held back because of a shortfall has paid for it."""
         self.page_in_bytes = max(0, self.page_in_bytes - done_bytes)
         self.short_bytes = max(0, self.short_bytes - (asked_bytes - granted_bytes))
+
+    def promoted(self, done_bytes: int) -> None:
+        """Count what came back from a slow node: nobody's use rises by it, so it waits for no room."""
+        self.page_in_bytes = max(0, self.page_in_bytes - done_bytes)
 
     def lowered(self, *, asked_bytes: int, done_bytes: int) -> None:
         """Count a limit that came down."""

@@ -18,6 +18,8 @@ from memsculpt.act.records import (
     PagesMoved,
     ProcessMoved,
     Record,
+    SentToSlowNode,
+    SlowKey,
     Undone,
     key_of,
 )
@@ -83,6 +85,10 @@ class Ledger:
         change = self._changes.get(BalloonKey(vm=vm))
         return change if isinstance(change, BalloonAsked) else None
 
+    def is_on_slow_node(self, process: Instance) -> bool:
+        """Tell whether pages of a process were sent to a slow node."""
+        return SlowKey(process=process) in self._changes
+
     def fold(self, record: Record) -> None:
         """Take in one record, oldest first."""
         match record:
@@ -90,7 +96,7 @@ class Ledger:
                 key = (record.cgroup, record.kind)
                 self._limits[key] = Limit(change=record)
                 self._changes[key] = record
-            case CgroupCreated() | ProcessMoved() | BalloonAsked():
+            case CgroupCreated() | ProcessMoved() | BalloonAsked() | SentToSlowNode():
                 self._changes[key_of(record)] = record
             case KnobTurned():
                 self._changes[record.knob] = record

@@ -11,7 +11,7 @@ is healed by the next one. Text that is no UTF-8 is carried as surrogates (PEP 3
 byte for byte.
 
 Kinds and fields that were ever released stay reserved: limit, kept, created, moved, undone, pages, knob, turned,
-balloon.
+balloon, slow.
 """
 
 import json
@@ -126,6 +126,21 @@ class BalloonAsked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlowKey:
+    """What pages on a slow node are known by; a class of its own, because a process may have been moved as well."""
+
+    process: Instance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentToSlowNode:
+    """Pages of a process are about to go to a slow node; whatever of it lies there is to come back in the end."""
+
+    process: Instance
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KnobKept:
     """What the machine holds after the write; another text than this means that somebody else wrote."""
 
@@ -153,8 +168,8 @@ class PagesMoved:
 
 
 LimitKey: TypeAlias = tuple[CgroupPath, LimitKind]
-ChangeKey: TypeAlias = LimitKey | CgroupPath | Instance | Knob | BalloonKey
-Change: TypeAlias = LimitChange | CgroupCreated | ProcessMoved | KnobTurned | BalloonAsked
+ChangeKey: TypeAlias = LimitKey | CgroupPath | Instance | Knob | BalloonKey | SlowKey
+Change: TypeAlias = LimitChange | CgroupCreated | ProcessMoved | KnobTurned | BalloonAsked | SentToSlowNode
 Record: TypeAlias = Change | LimitKept | KnobKept | Undone | PagesMoved
 
 
@@ -171,6 +186,8 @@ def key_of(change: Change) -> ChangeKey:
             return change.knob
         case BalloonAsked():
             return BalloonKey(vm=change.vm)
+        case SentToSlowNode():
+            return SlowKey(process=change.process)
 
 
 def header() -> bytes:
@@ -283,6 +300,13 @@ def _fields_of(record: Record) -> dict[str, Any]:
                 "high": record.high_bytes,
                 **_origin_fields(record.origin),
             }
+        case SentToSlowNode():
+            return {
+                "k": "slow",
+                "pid": record.process.pid,
+                "start": record.process.start_ticks,
+                **_origin_fields(record.origin),
+            }
         case Undone():
             return {"k": "undone", **_key_fields(record.change), "text": record.text}
         case PagesMoved():
@@ -301,6 +325,8 @@ def _key_fields(key: ChangeKey) -> dict[str, Any]:
             return {"knob": key.kind.value, "name": key.name}
         case BalloonKey():
             return {"vm": key.vm}
+        case SlowKey():
+            return {"slow": key.process.pid, "start": key.process.start_ticks}
         case str():
             return {"cgroup": key}
         case (cgroup, kind):
@@ -361,6 +387,9 @@ def _record_from(fields: dict[str, Any]) -> Record:
                 high_bytes=fields["high"],
                 origin=_origin_from(fields),
             )
+        case "slow":
+            process = Instance(pid=fields["pid"], start_ticks=fields["start"])
+            return SentToSlowNode(process=process, origin=_origin_from(fields))
         case "undone":
             return Undone(change=_key_from(fields), text=fields["text"])
         case "pages":
@@ -376,6 +405,8 @@ def _origin_from(fields: dict[str, Any]) -> Origin:
 def _key_from(fields: dict[str, Any]) -> ChangeKey:
     if "pid" in fields:
         return Instance(pid=fields["pid"], start_ticks=fields["start"])
+    if "slow" in fields:
+        return SlowKey(process=Instance(pid=fields["slow"], start_ticks=fields["start"]))
     if "knob" in fields:
         return _knob_from(fields)
     if "vm" in fields:

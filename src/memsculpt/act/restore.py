@@ -2,9 +2,9 @@
 """Undo what an agent left behind, from the journal alone: on exit, at the next start, and by `memsculpt restore`.
 
 Order. Budgets that go up come first, so that the squeezed breathe before anyone else is asked to give; then merged
-pages are taken apart, for which there is room then; then processes go back to where they were, then budgets go down,
-and last the cgroups of our own are removed. Within one cgroup, and for processes and cgroups, the newest change is
-undone first (v1 keeps LIMIT and HARD in one file: the order counts).
+pages are taken apart, for which there is room then; then pages come back from a slow node and processes go back to
+where they were, then budgets go down, and last the cgroups of our own are removed. Within one cgroup, and for processes
+and cgroups, the newest change is undone first (v1 keeps LIMIT and HARD in one file: the order counts).
 
 Whatever holds another value than the one we left is somebody else's by now: it is left alone and reported.
 """
@@ -22,6 +22,7 @@ from memsculpt.act.records import (
     KnobTurned,
     LimitChange,
     ProcessMoved,
+    SentToSlowNode,
     Undone,
     key_of,
 )
@@ -31,6 +32,7 @@ from memsculpt.domain.workload import CgroupPath
 from memsculpt.errors import Refused, Transient, Unavailable, Vanished
 from memsculpt.host.protocol import Host
 
+ADDRESSES_END = 1 << 56  # of any process, with five levels of page tables, too
 BALLOON_STEP_BYTES = 2 << 20  # guests move their balloons by 1 MiB
 _TRIES = 3  # v1 answers EBUSY while it shrinks; each try reclaims some more
 
@@ -118,6 +120,7 @@ class _Undo:
             *(change for change in newest_first if isinstance(change, BalloonAsked)),
             *(change for cgroup, group in limits.items() if cgroup in raising for change in group),
             *knobs.in_order(one for one in newest_first if isinstance(one, KnobTurned)),
+            *(change for change in newest_first if isinstance(change, SentToSlowNode)),
             *(change for change in newest_first if isinstance(change, ProcessMoved)),
             *(change for cgroup, group in limits.items() if cgroup not in raising for change in group),
             *(change for change in newest_first if isinstance(change, CgroupCreated)),
@@ -156,6 +159,8 @@ class _Undo:
                 return self._remove(change)
             case BalloonAsked():
                 return self._restore_balloon(change)
+            case SentToSlowNode():
+                return self._bring_back(change)
 
     def _restore_limit(self, change: LimitChange) -> Restored:
         what = _name(change)
@@ -198,6 +203,13 @@ class _Undo:
         self._host.set_balloon(change.vm, change.old_bytes)
         return Restored(what=what, outcome=Outcome.RESTORED, value=old)
 
+    def _bring_back(self, change: SentToSlowNode) -> Restored:
+        """Bring back what lies on a slow node. What cannot come, works there as well."""
+        done = self._host.from_slow_node(change.process, [(0, ADDRESSES_END)])
+        return Restored(
+            what=_name(change), outcome=Outcome.RESTORED, value=f"{format_bytes(done.moved_bytes)} came back"
+        )
+
     def _remove(self, change: CgroupCreated) -> Restored:
         """Remove a cgroup of our own; with processes in it, it stays (without a limit), and in the journal."""
         self._host.remove_cgroup(change.cgroup)
@@ -235,3 +247,5 @@ def _name(change: Change) -> str:
             return f"cgroup {change.cgroup!r}"
         case BalloonAsked():
             return f"balloon of vm {change.vm!r}"
+        case SentToSlowNode():
+            return f"pages of pid {change.process.pid} on a slow node"

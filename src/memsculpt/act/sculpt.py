@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carry out what plan/sculpt.py orders for a pool, and take it back. Contents never change, so nothing is journalled.
+"""Carry out what plan/sculpt.py orders for a pool, and take it back. Contents never change.
+
+What leaves for the swap comes back when it is touched, so nothing of that is journalled; from a slow node nothing does.
 
 What leaves is sampled first, a page of every MiB: allocators put like beside like, and memory that does not get
 smaller is not worth compressing. What is on its way to a disk need not be compressible.
@@ -12,6 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
+from memsculpt.act.journal import Journal
+from memsculpt.act.records import Origin, SentToSlowNode, SlowKey, Undone
 from memsculpt.domain.arrays import Int64
 from memsculpt.domain.plan import SculptPool
 from memsculpt.domain.pool import NO_RANGES, Pool, SculptDone, SculptOrder, Tier
@@ -43,13 +47,18 @@ SAMPLES_MOST = 512
 PACKED_MOST_RATIO = 0.9
 
 
-def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
+def sculpt(host: Host, pool: Pool, order: SculptOrder, journal: Journal | None = None) -> SculptDone:
     """Carry an order out: what frees memory first, what takes some last.
 
+    Before the first pages of a process go to a slow node, the journal says so: nothing else would bring them back.
+    Raises JournalUnwritable then, and nothing was done.
     Returns what was really done, as the page tables say. Raises Vanished, Unavailable, Transient (no room in the swap;
     nothing was done then, for what leaves comes first).
     """
     begin_s = host.now_s()
+    if len(order.demote) and journal is not None and not journal.ledger.is_on_slow_node(pool.process):
+        origin = Origin(action_id=0, at_s=begin_s, why="slow-node", boot=journal.boot)
+        journal.append(SentToSlowNode(process=pool.process, origin=origin))
     # What is exchanged in parts comes often and makes no huge pages: two walks over all of the pool are not worth it.
     measured = () if order.part_bytes else pool.ranges
     before = host.frames(pool.process, measured)
@@ -57,14 +66,16 @@ def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
     told = Counter[str]()
     cpu_s = 0.0
     sizes = Counter[str]()
-    times_s = {"leave": 0.0, "split": 0.0, "collapse": 0.0, "come": 0.0}
     grown_bytes = 0
     calls = {
+        "demote": host.to_slow_node,
         "leave": host.page_out_ranges,
+        "promote": host.from_slow_node,
         "split": host.split,
         "collapse": _collapsing(host, order.holes_most_bytes),
         "come": host.bring_in_ranges,
     }
+    times_s = dict.fromkeys(calls, 0.0)
     for name, ranges in _in_turns(leave, order):
         if host.now_s() - begin_s > order.most_s:
             told["no time was left in this tick"] += size_of(ranges)
@@ -85,6 +96,8 @@ def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
         split_bytes=sizes["split"],
         collapsed_bytes=sizes["collapse"],
         came_bytes=sizes["come"],
+        demoted_bytes=sizes["demote"],
+        promoted_bytes=sizes["promote"],
         grown_bytes=grown_bytes,
         incompressible=stays,
         resident_before_bytes=_total(before.resident_bytes),
@@ -101,9 +114,18 @@ def sculpt(host: Host, pool: Pool, order: SculptOrder) -> SculptDone:
     )
 
 
+def forget_slow(journal: Journal, process: Instance) -> None:
+    """Take a process off the journal that has ended: nothing of it lies anywhere."""
+    if journal.ledger.is_on_slow_node(process):
+        journal.forget(Undone(change=SlowKey(process=process)))
+
+
 def reversed_order(order: SculptOrder) -> SculptOrder:
-    """Return the order that takes another one back: what left comes, what was gathered is split."""
-    return SculptOrder(split=order.collapse, come=order.leave, reason="taken back")
+    """Return the order that takes another one back: what left comes, what was gathered is split.
+
+    What came back stays: it lies where it lay before anything was done.
+    """
+    return SculptOrder(split=order.collapse, come=order.leave, promote=order.demote, reason="taken back")
 
 
 def listed(ranges: Int64) -> list[tuple[int, int]]:
@@ -122,14 +144,21 @@ def _in_turns(leave: Int64, order: SculptOrder) -> list[tuple[str, Int64]]:
     In parts, so that no more room is made at any moment than the next part needs.
     """
     if not order.part_bytes:
-        steps = [("leave", leave), ("split", order.split), ("collapse", order.collapse), ("come", order.come)]
+        steps = [
+            ("demote", order.demote),
+            ("leave", leave),
+            ("promote", order.promote),
+            ("split", order.split),
+            ("collapse", order.collapse),
+            ("come", order.come),
+        ]
         return [(name, ranges) for name, ranges in steps if len(ranges)]
     out, back = _parts(leave, order.part_bytes), _parts(order.come, order.part_bytes)
     turns: list[tuple[str, Int64]] = []
     for number in range(max(len(out), len(back))):
         turns += [("leave", part) for part in out[number : number + 1]]
         turns += [("come", part) for part in back[number : number + 1]]
-    return turns
+    return turns + [("promote", part) for part in _parts(order.promote, order.part_bytes)]
 
 
 def _parts(ranges: Int64, part_bytes: int) -> list[Int64]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from memsculpt import learn, profile
+from memsculpt import learn, plan, profile
+from memsculpt.domain.arrays import Int64
 from memsculpt.domain.pages import Touches
 from memsculpt.domain.pool import (
     INCOMPRESSIBLE,
@@ -50,6 +51,7 @@ class KnownPool:
     gone_bytes: int = 0  # sent out and not brought back by sculpts
     summary: PoolSummary | None = None
     summed_at_s: float = -math.inf
+    slow_seen_at_s: float = -math.inf
     rests_until_s: float = -math.inf  # nothing of it is planned before
     # By stretch: since when looks come in quick succession, and what they saw since then.
     merged: dict[tuple[int, int], tuple[float, Touches | None]] = field(
@@ -61,7 +63,14 @@ class KnownPool:
         blocks, order = self.blocks, done.order
         if blocks is not None:
             # A block of which only a part leaves stays what it is.
-            for ranges, zone in ((order.leave, Zone.COLD), (order.collapse, Zone.HOT), (order.come, Zone.PREFETCH)):
+            zones = (
+                (order.leave, Zone.COLD),
+                (order.demote, Zone.COLD),
+                (order.collapse, Zone.HOT),
+                (order.promote, Zone.WARM),
+                (order.come, Zone.PREFETCH),
+            )
+            for ranges, zone in zones:
                 blocks = profile.with_zone(blocks, blocks.rows_within(ranges), zone)
             if done.left_bytes:  # or it would be chosen again before the next look
                 left, stays = profile.with_left(blocks, order.leave), blocks.rows_within(done.incompressible)
@@ -87,10 +96,18 @@ class KnownPool:
             split_bytes=stats.split_bytes + done.split_bytes,
             paged_out_bytes=stats.paged_out_bytes + done.left_bytes,
             brought_in_bytes=stats.brought_in_bytes + done.came_bytes,
+            to_slow_node_bytes=stats.to_slow_node_bytes + done.demoted_bytes,
+            from_slow_node_bytes=stats.from_slow_node_bytes + done.promoted_bytes,
             cpu_s=stats.cpu_s + done.cpu_s,
             duration_s=done.duration_s,
             problems=done.problems,
         )
+
+    def note_slow(self, runs: Int64) -> None:
+        """Take note of which pages lie on a slow node now."""
+        if self.blocks is not None:
+            self.blocks = profile.with_slow(self.blocks, runs)
+            self.stats = replace(self.stats, on_slow_node_bytes=plan.slow_bytes(self.blocks))
 
     def rates(self) -> tuple[float, float, float]:
         """Return what `learn.rates` tells of the time that the readings span; NaN before the second."""

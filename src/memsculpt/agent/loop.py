@@ -94,7 +94,7 @@ class Agent:
         self._sensing = profile.SensingState()
         self._sensor = act.Sensor(host, settings.interval_s if looks_beside else 0.0)
         self._touch_cost_s: float | None = None
-        self._sculpting = Sculpting(host, settings)
+        self._sculpting = Sculpting(host, settings, journal=journal)
         self._ballooning = Ballooning(host, settings, self._sculpting)
         self._sharing = Sharing(host, settings, seat=sharing_seat)
         self._growth = GrowthWatch(host, settings, beside=looks_beside)
@@ -436,6 +436,7 @@ def _abilities_of(host: Host) -> Abilities:
     return Abilities(
         page_out=can("page_out"),
         page_in=can("page_in"),
+        slow_node=can("slow_node"),
         gather=can("collapse"),
         reclaim=can("memory_reclaim"),
         drop_cache=can("memory_reclaim") or (can("cgroup_limits") and not can("cgroup_v2_memory")),

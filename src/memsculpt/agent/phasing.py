@@ -140,8 +140,18 @@ class Phasing:
                 numbers, touched, _, _ = profile.blocks_seen(one.touches)
                 followed.touched.append(numbers[touched > 0])
 
-    def see(self, process: Instance, results: tuple[Looked, ...], observation: Observation, cost_s: float) -> None:
-        """Take in a look at all of a pool, which has cost so much processor time."""
+    def see(
+        self,
+        process: Instance,
+        results: tuple[Looked, ...],
+        observation: Observation,
+        cost_s: float,
+        slow: tuple[Int64, Int64] | None = None,
+    ) -> None:
+        """Take in a look at all of a pool, which has cost so much processor time.
+
+        `slow` are addresses of blocks, and how much of each lies on a slow node.
+        """
         followed = self._followed.get(process)
         if followed is None:
             return
@@ -155,6 +165,8 @@ class Phasing:
             followed.standing = plan.Standing(
                 blocks=numbers, resident_bytes=present * PAGE_BYTES, swapped_bytes=swapped * PAGE_BYTES
             )
+            if slow is not None:
+                followed.standing = followed.standing.with_slow(slow[0] // BLOCK_BYTES, slow[1])
             if followed.is_begun and passed_s > 0.0:
                 seen = np.unique(np.concatenate([numbers[touched > 0], *followed.touched]))
                 sight = Sight(
@@ -272,7 +284,7 @@ class Phasing:
         followed.in_bytes_per_s = _rate(followed.in_bytes_per_s, done.came_bytes, done.come_s)
         followed.out_bytes_per_s = _rate(followed.out_bytes_per_s, done.left_bytes, done.leave_s)
         followed.standing = _after(followed.standing, choice)
-        if done.came_bytes:
+        if done.came_bytes or done.promoted_bytes:
             nothing = np.empty(0, np.int64)
             followed.brought.append(_Brought(choice=choice, began_s=began_s, done_s=done.at_s, touched=nothing))
 

@@ -37,11 +37,13 @@ from memsculpt.domain.observation import Observation
 from memsculpt.domain.pages import PAGE_BYTES, Extents, Touches
 from memsculpt.domain.plan import SculptPool
 from memsculpt.domain.pool import (
+    ColdTo,
     ColdZone,
     HotZone,
     Pool,
     PoolSummary,
     Prefetch,
+    Promote,
     SculptDone,
     SculptOrder,
     SculptRequest,
@@ -53,13 +55,14 @@ from memsculpt.domain.pool import (
 from memsculpt.domain.settings import Sculpt, Settings
 from memsculpt.domain.units import format_bytes
 from memsculpt.domain.workload import Instance
-from memsculpt.errors import MemsculptError, Refused, Transient, UsageError, Vanished
+from memsculpt.errors import MemsculptError, Refused, Transient, Unavailable, UsageError, Vanished
 from memsculpt.host.protocol import Host, PageReader
 
 log = logging.getLogger(__name__)
 
 SUMMED_EVERY_S = 10.0  # what may leave a pool or be gathered is found out anew
 SUMMED_MOST_BLOCKS = 32_768  # in a tick, and 8 pools: some 5 ms; a pool that is larger is alone in its tick
+SLOW_LOOKED_FOR_EVERY_S = 60.0  # in pools of which nothing lies on a slow node as far as is known
 PLANNED_MOST_RATIO = 0.05  # of time that planned sculpts of a pool take: each looks through all of it twice
 READINGS_S = 30.0  # what is known of a pool's faults before a sculpt
 
@@ -74,8 +77,16 @@ class _Asked:
 class Sculpting:
     """The pools of one host."""
 
-    def __init__(self, host: Host, settings: Settings, rules: plan.SculptRules | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        settings: Settings,
+        rules: plan.SculptRules | None = None,
+        journal: act.Journal | None = None,
+    ) -> None:
+        """`journal` keeps whose pages went to a slow node; without one only `close` brings them back."""
         self._host, self._settings, self._rules = host, settings, rules or plan.SculptRules()
+        self._journal = journal
         self._known: dict[Instance, KnownPool] = {}
         self._readers: dict[Instance, PageReader] = {}
         self._asked: deque[_Asked] = deque()
@@ -106,7 +117,10 @@ class Sculpting:
     def see(self, process: Instance, results: tuple[Looked, ...], observation: Observation, cost_s: float) -> None:
         """Take in a look at all of a process, which has cost so much processor time."""
         self._absorb(results)
-        self._phasing.see(process, results, observation, cost_s)
+        known, slow = self._known.get(process), None
+        if known is not None and known.blocks is not None and known.stats.on_slow_node_bytes:
+            slow = plan.slow_by_block(known.blocks)
+        self._phasing.see(process, results, observation, cost_s, slow)
 
     def absorb(self, results: Iterable[Looked]) -> None:
         """Take in what sensing looked at: where there is memory, and what was touched between two clears."""
@@ -237,6 +251,8 @@ class Sculpting:
         elif isinstance(request, Prefetch) and self._phasing.knows(known.process):
             room = plan.room_below_limit_bytes(observation, known.workload, self._settings)
             order, choice = self._phasing.order(known.process, request, observation.time_s, room)
+            if known.stats.on_slow_node_bytes:
+                order = replace(order, promote=order.come)
         else:
             order = self._order(known, request, observation)
         verdict = Verdict.REFUSED if refusal else Verdict.NOTHING
@@ -267,11 +283,14 @@ class Sculpting:
         left_bytes = told.paged_out_bytes - before.paged_out_bytes
         match request:
             case ColdZone():
-                moved_bytes = left_bytes
+                moved_bytes = left_bytes + told.to_slow_node_bytes - before.to_slow_node_bytes
+            case Promote():
+                moved_bytes = told.from_slow_node_bytes - before.from_slow_node_bytes
             case HotZone():
                 moved_bytes = told.collapsed_bytes - before.collapsed_bytes
             case Prefetch():
                 moved_bytes = told.brought_in_bytes - before.brought_in_bytes
+                moved_bytes += told.from_slow_node_bytes - before.from_slow_node_bytes
         if moved_bytes <= 0 and not isinstance(request, Prefetch):  # what stands in the way may last
             known.summary, known.rests_until_s = None, observation.time_s + SUMMED_EVERY_S
         is_done = told.verdict is Verdict.UNDER_WAY
@@ -293,6 +312,7 @@ class Sculpting:
             if known.blocks is not None and known.blocks.interval_s > 0.0 and now_s >= known.rests_until_s:
                 left -= known.blocks.pool.count + SUMMED_MOST_BLOCKS // 8
                 begin_s = time.thread_time()
+                self._look_for_slow(known, observation)
                 known.summary, known.summed_at_s = self._summed(known, observation), now_s
                 known.stats = replace(known.stats, cpu_s=known.stats.cpu_s + time.thread_time() - begin_s)
         self._forget_returned(observation)
@@ -321,15 +341,20 @@ class Sculpting:
         return tuple(settled)
 
     def close(self, *, may_act: bool) -> None:
-        """Split the huge pages that were made here, and release every process."""
+        """Split the huge pages that were made here, bring back what lies on a slow node, release every process."""
         for known in self._known.values():
             if not may_act or known.blocks is None:
                 continue
             ours = plan.ranges_of_rows(known.blocks, known.blocks.zone == Zone.HOT)
+            there = known.blocks.pool.ranges if known.stats.to_slow_node_bytes else ()
+            order = SculptOrder(split=ours, promote=np.array(there, np.int64).reshape(-1, 2))
             try:
-                act.sculpt(self._host, known.blocks.pool, SculptOrder(split=ours))
+                done = act.sculpt(self._host, known.blocks.pool, order)
             except MemsculptError as error:  # on the way out: said, and the others have their turn
-                log.warning("huge pages stay: %s", error)
+                log.warning("huge pages stay, and what lies on a slow node: %s", error)
+                continue
+            for cause, size_bytes in done.problems if len(order.promote) else ():
+                log.info("pool %s: %s stay where they are: %s", known.id, format_bytes(size_bytes), cause)
         while self._asked:
             asked = self._asked.popleft()
             if asked.answer.set_running_or_notify_cancel():
@@ -363,6 +388,8 @@ class Sculpting:
 
     def _forget(self, process: Instance) -> None:
         self._known.pop(process, None)
+        if self._journal is not None:
+            act.forget_slow(self._journal, process)
         self._phasing.forget(process)
         if process in self._readers:
             self._readers.pop(process).close()
@@ -418,11 +445,22 @@ class Sculpting:
                 cpu = 0.0 if math.isnan(cpu_ratio) else cpu_ratio
                 return plan.choose_hot(blocks, request.size_bytes, now_s, cpu_ratio=cpu, rules=self._rules)
             case ColdZone():
-                size_bytes = min(request.size_bytes, self._may_leave_bytes(known, observation))
+                slow_room_bytes = self._slow_room_bytes(observation)
+                size_bytes = min(request.size_bytes, self._may_leave_bytes(known, request, observation))
                 if size_bytes == 0:
                     return SculptOrder(reason="the swap is as full as it may be, or the rate is spent for now")
                 loss = 0.0 if math.isnan(faults_per_s) else faults_per_s * self._rules.fault_s
-                return plan.choose_cold(blocks, size_bytes, now_s, loss_ratio=loss, rules=self._rules)
+                return plan.choose_cold(
+                    blocks,
+                    size_bytes,
+                    now_s,
+                    loss_ratio=loss,
+                    slow_room_bytes=slow_room_bytes,
+                    to=request.to,
+                    rules=self._rules,
+                )
+            case Promote():
+                return plan.choose_returned(blocks, request.size_bytes, now_s, rules=self._rules)
             case Prefetch():
                 return plan.choose_due(blocks, request.window_s, now_s)
 
@@ -436,10 +474,24 @@ class Sculpting:
         faults_per_s, _, cpu_ratio = known.rates()
         if size_bytes and not self._refusal(known, ColdZone(size_bytes=size_bytes), observation):
             loss = 0.0 if math.isnan(faults_per_s) else faults_per_s * self._rules.fault_s
-            cold = plan.weigh_cold(blocks, size_bytes, now_s, loss_ratio=loss, rules=self._rules)
+            cold = plan.weigh_cold(blocks, size_bytes, now_s, loss_ratio=loss, to=ColdTo.SWAP, rules=self._rules)
             summary = replace(
                 summary, cold_bytes=cold.size_bytes, idle_least_s=cold.idle_least_s, loss_ratio=cold.loss_ratio
             )
+            if room_bytes := self._slow_room_bytes(observation):
+                near = plan.weigh_cold(
+                    blocks,
+                    size_bytes,
+                    now_s,
+                    loss_ratio=loss,
+                    slow_room_bytes=room_bytes,
+                    to=ColdTo.SLOW_NODE,
+                    rules=self._rules,
+                )
+                summary = replace(summary, demotable_bytes=near.size_bytes, demotable_idle_s=near.idle_least_s)
+        if known.stats.on_slow_node_bytes:
+            returned = plan.choose_returned(blocks, known.stats.on_slow_node_bytes, now_s, rules=self._rules)
+            summary = replace(summary, returned_bytes=returned.size_bytes)
         is_wanted = self._settings.plan.sculpt is Sculpt.ALL
         if is_wanted and size_bytes and not self._refusal(known, HotZone(size_bytes=size_bytes), observation):
             cpu = 0.0 if math.isnan(cpu_ratio) else cpu_ratio
@@ -460,11 +512,35 @@ class Sculpting:
                 is_it = (processes.pids == known.process.pid) & (processes.start_ticks == known.process.start_ticks)
                 known.gone_bytes = min(known.gone_bytes, int(processes.swapped_bytes[is_it].sum()))
 
-    def _may_leave_bytes(self, known: KnownPool, observation: Observation) -> int:
-        """Return what may leave now: at the configured rate, and as far as the swap may be filled."""
+    def _slow_room_bytes(self, observation: Observation) -> int:
+        return observation.memory.slow_room_bytes if self._settings.plan.slow_node else 0
+
+    def _look_for_slow(self, known: KnownPool, observation: Observation) -> None:
+        """Keep up to date which pages lie on a slow node: there the kernel puts new ones once fast memory is full."""
+        is_used = self._settings.plan.slow_node and observation.memory.fast_total_bytes > 0
+        waits_s = 0.0 if known.stats.on_slow_node_bytes else SLOW_LOOKED_FOR_EVERY_S
+        if is_used and observation.time_s - known.slow_seen_at_s >= waits_s:
+            known.slow_seen_at_s = observation.time_s
+            self._see_slow(known)
+
+    def _see_slow(self, known: KnownPool) -> None:
+        """Ask the page tables which pages of a pool lie on a slow node."""
+        if known.blocks is None:
+            return
+        try:
+            known.note_slow(self._host.slow_runs(known.process, known.blocks.pool.ranges))
+        except (Vanished, Transient, Unavailable) as problem:  # what was known holds until it can be read again
+            log.debug("pool %s: where its pages lie was not read: %s", known.id, problem)
+
+    def _may_leave_bytes(self, known: KnownPool, request: ColdZone, observation: Observation) -> int:
+        """Return what may leave now: at the configured rate, and as far as slow node and swap may be filled."""
         settings, memory = self._settings.plan, observation.memory
         used_bytes = memory.swap_total_bytes - memory.swap_free_bytes
         room_bytes = int(settings.swap_fill_max_ratio * memory.swap_total_bytes) - used_bytes
+        if request.to is ColdTo.SLOW_NODE:
+            room_bytes = self._slow_room_bytes(observation)
+        elif request.to is ColdTo.NEAREST:
+            room_bytes = max(room_bytes, 0) + self._slow_room_bytes(observation)
         saved_s = min(observation.time_s - known.paged_out_at_s, 2.0 * self._settings.interval_s)
         return max(0, min(room_bytes, int(settings.page_out_bytes_per_s * saved_s)))
 
@@ -480,7 +556,7 @@ class Sculpting:
         if blocks is None:
             raise Refused(place=f"pool {known.id}", problem="nothing is known of it", fix="ask again later")
         began_s = self._host.now_s()
-        done = act.sculpt(self._host, blocks.pool, order)
+        done = act.sculpt(self._host, blocks.pool, order, self._journal)
         self._note(known, done)
         before = known.rates()
         if choice is not None:
@@ -490,7 +566,7 @@ class Sculpting:
         if choice is None:
             known.summary, known.summed_at_s = None, -math.inf
             known.rests_until_s = observation.time_s + done.duration_s / PLANNED_MOST_RATIO
-        if done.left_bytes and choice is None:
+        if (done.left_bytes or done.demoted_bytes) and choice is None:
             known.paged_out_at_s = observation.time_s
         if done.collapsed_bytes or len(order.collapse):
             known.gathered_at_s = observation.time_s
@@ -511,6 +587,8 @@ class Sculpting:
         if done.came_bytes:
             self._drop_bits(known.process, done.order)
         known.note(done)
+        if done.demoted_bytes or done.promoted_bytes:
+            self._see_slow(known)
 
     def _drop_bits(self, process: Instance, order: SculptOrder) -> None:
         """Clear the accessed bits that bringing back has set: they are nobody's touches."""

@@ -75,6 +75,7 @@ PLAN = {
     "proactive": Key("proactive_ratio", values.ratio(0.1, 1.0)),
     "prefetch": Key("prefetch", values.flag),
     "sculpt": Key("sculpt", values.choice(Sculpt)),
+    "slow_node": Key("slow_node", values.flag),
 }
 
 VMS = {

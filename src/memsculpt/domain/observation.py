@@ -24,6 +24,10 @@ class HostMemory:
     some_stall_s: float | None  # PSI memory "some" total since boot; None without PSI
     full_stall_s: float | None
     page_bytes: int = 4096
+    # Where there is a slow node, a memory node without processors; all 0 where there is none. Totals count it, too.
+    slow_room_bytes: int = 0  # how much may still be moved there
+    fast_total_bytes: int = 0  # of the nodes with processors
+    fast_spare_bytes: int = 0  # free on these, or page cache that was not used of late
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

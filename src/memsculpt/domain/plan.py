@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from memsculpt.domain.arrays import Float64, Int64, freeze_columns
-from memsculpt.domain.pool import ColdZone, HotZone, Prefetch
+from memsculpt.domain.pool import ColdTo, ColdZone, HotZone, Prefetch, Promote
 from memsculpt.domain.sharing import ScanRate, SharingStep
 from memsculpt.domain.vm import VmId
 from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
@@ -111,7 +111,7 @@ class MoveProcess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SculptPool:
-    """Send out cold blocks of a pool, gather hot ones in huge pages, or bring back those of an expected phase.
+    """Send out cold blocks of a pool, gather hot ones in huge pages, or bring some back.
 
     Which ones is chosen when it is done.
     """
@@ -120,7 +120,7 @@ class SculptPool:
     workload: WorkloadId
     process: Instance
     pool: str
-    request: ColdZone | HotZone | Prefetch
+    request: ColdZone | HotZone | Promote | Prefetch
     reason: Reason
 
     @property
@@ -134,7 +134,12 @@ class SculptPool:
         request = self.request
         if isinstance(request, Prefetch):
             return max(0, self.size_bytes - (request.room_bytes or 0))
-        return request.size_bytes if isinstance(request, ColdZone) else 0
+        return request.size_bytes if isinstance(request, ColdZone) and not self.is_demotion else 0
+
+    @property
+    def is_demotion(self) -> bool:
+        """Whether pages go to a slow node alone: no memory gets free, and nothing is swapped."""
+        return isinstance(self.request, ColdZone) and self.request.to is ColdTo.SLOW_NODE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +251,7 @@ class Abilities:
     reclaim: bool = True
     drop_cache: bool = True  # page cache alone can be reclaimed from a cgroup: also on v1, by a brief limit
     limits: bool = True
+    slow_node: bool = False  # there is one, and pages of another process can be moved there
     gather: bool = True  # pages of another process in huge pages
     groups: bool = True  # cgroups can be made and processes moved
     balloons: bool = True  # of VMs

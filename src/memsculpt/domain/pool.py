@@ -110,6 +110,7 @@ class Blocks:
     flags: UInt8
     ages: UInt16  # shape (AGE_PLANES, n_blocks)
     touched: UInt16  # which pages (or sixteenths) the last interval touched
+    slow: UInt16  # which lay on a slow node when that was read last; none where nothing was moved there
     # By class of age, decayed, shape (n_classes,): page-seconds for which pages of that age were watched, and how many
     # of them were touched.
     watched_page_s: Float64
@@ -119,7 +120,7 @@ class Blocks:
     def __post_init__(self) -> None:
         count = self.pool.count
         names = ("zone", "tier", "heat", "touched_at_s", "looked_at_s", "return_s", "present", "swapped")
-        freeze_columns(self, (*names, "flags", "touched"), (count,))
+        freeze_columns(self, (*names, "flags", "touched", "slow"), (count,))
         freeze_columns(self, ("watched_page_s", "returned_pages"), (len(AGE_CLASSES),))
         freeze_columns(self, ("ages",), (AGE_PLANES, count))
 
@@ -181,9 +182,25 @@ class HotZone:
     size_bytes: int
 
 
+class ColdTo(StrEnum):
+    """Where cold pages go."""
+
+    NEAREST = "nearest"  # to a slow node while there is room, the rest to the swap
+    SLOW_NODE = "slow-node"  # only there: the fast node gets room, and nobody's use of memory falls
+    SWAP = "swap"  # only there, also from the slow node: what its workload is charged for falls
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColdZone:
-    """Send up to so much of what will not be needed soon out of memory."""
+    """Send up to so much of what will not be needed soon out of fast memory."""
+
+    size_bytes: int
+    to: ColdTo = ColdTo.NEAREST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promote:
+    """Bring up to so much back from the slow node: what is in use there, or due to be."""
 
     size_bytes: int
 
@@ -202,7 +219,7 @@ class Prefetch:
     phase: int | None = None  # only what this phase of the pool uses
 
 
-SculptRequest: TypeAlias = HotZone | ColdZone | Prefetch
+SculptRequest: TypeAlias = HotZone | ColdZone | Promote | Prefetch
 
 
 def _is_number(value: object, *kinds: type) -> bool:
@@ -212,7 +229,7 @@ def _is_number(value: object, *kinds: type) -> bool:
 def check_request(request: object) -> None:
     """Raise UsageError where a request has no meaning."""
     problem = ""
-    if isinstance(request, HotZone | ColdZone):
+    if isinstance(request, HotZone | ColdZone | Promote):
         if not _is_number(request.size_bytes, int) or request.size_bytes <= 0:
             problem = f"{request.size_bytes!r} is no size in bytes above 0"
     elif isinstance(request, Prefetch):
@@ -222,7 +239,7 @@ def check_request(request: object) -> None:
         elif size is not None and (not _is_number(size, int) or size <= 0):
             problem = f"{size!r} is no size in bytes above 0"
     else:
-        problem = f"{type(request).__name__} is no zone: there are HotZone, ColdZone and Prefetch"
+        problem = f"{type(request).__name__} is no zone: there are HotZone, ColdZone, Promote and Prefetch"
     if problem:
         raise UsageError(place="sculpt", problem=problem, fix=HOW_TO_ASK)
 
@@ -235,6 +252,8 @@ class SculptOrder:
     split: Int64 = field(default_factory=lambda: NO_RANGES)
     leave: Int64 = field(default_factory=lambda: NO_RANGES)
     come: Int64 = field(default_factory=lambda: NO_RANGES)
+    demote: Int64 = field(default_factory=lambda: NO_RANGES)  # to a slow node
+    promote: Int64 = field(default_factory=lambda: NO_RANGES)  # back from there
     size_bytes: int = 0  # to be gathered, to leave or to come, about
     holes_most_bytes: int = 0  # of a region, that its collapse may fill
     fills_bytes: int = 0  # that the collapses will fill
@@ -258,6 +277,8 @@ class SculptDone:
     split_bytes: int = 0
     left_bytes: int = 0
     came_bytes: int = 0
+    demoted_bytes: int = 0
+    promoted_bytes: int = 0
     grown_bytes: int = 0  # filled for nothing by collapses
     incompressible: Int64 = field(default_factory=lambda: NO_RANGES)  # was to leave, and stayed
     resident_before_bytes: int = 0
@@ -275,7 +296,8 @@ class SculptDone:
     @property
     def moved_bytes(self) -> int:
         """Return everything that was moved."""
-        return self.collapsed_bytes + self.split_bytes + self.left_bytes + self.came_bytes
+        moved_bytes = self.collapsed_bytes + self.split_bytes + self.left_bytes + self.came_bytes
+        return moved_bytes + self.demoted_bytes + self.promoted_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +317,9 @@ class PoolSummary:
     gone_bytes: int = 0  # sent out by sculpts and still out
     left_at_s: float = float("-inf")  # the last time that something was sent out
     coming: tuple[Coming, ...] = ()  # phases that lack blocks, the earliest first
+    demotable_bytes: int = 0  # cold, and not on the slow node yet
+    demotable_idle_s: float = float("nan")
+    returned_bytes: int = 0  # on the slow node, and in use again or due to be
     has_phases: bool = False  # sets that it uses in turn are known, and say what comes back
 
 
@@ -337,6 +362,9 @@ class SculptStats:
     split_bytes: int = 0
     paged_out_bytes: int = 0
     brought_in_bytes: int = 0
+    to_slow_node_bytes: int = 0
+    from_slow_node_bytes: int = 0
+    on_slow_node_bytes: int = 0  # as last read
     undone_bytes: int = 0
     resident_before_bytes: int = 0  # of the pool, around the last sculpt
     resident_after_bytes: int = 0

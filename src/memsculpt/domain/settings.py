@@ -129,6 +129,7 @@ class PlanSettings:
     proactive_ratio: float = 0.95  # free ahead when forecast use passes this share of the capacity
     prefetch: bool = True
     sculpt: Sculpt = Sculpt.COLD
+    slow_node: bool = True  # what is cold goes to a memory node without processors, where there is one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from memsculpt.errors import Unavailable
 from memsculpt.host import sources
+from memsculpt.host.linux import slow_node
 from memsculpt.host.linux.vm_probe import FoundVm, find_vms
 from memsculpt.host.protocol import Capability
 from memsculpt.host.sources import Tried
@@ -52,6 +53,8 @@ class KernelFacts:
     has_clear_refs: bool = False
     swap_bytes: int = 0
     has_zram_control: bool = False
+    slow_nodes: tuple[int, ...] = ()  # memory nodes without processors
+    slow_node: str = "was not looked for"  # "" when pages can be moved there, else why not
     init: str = ""  # comm of process 1
     has_btf: bool = False
     task_list: str = ""  # "" when our program runs in the kernel, else why not
@@ -79,6 +82,7 @@ def read_facts(proc: str = "/proc", sys: str = "/sys") -> KernelFacts:
     controllers = _text(Path(v2) / "cgroup.controllers").split() if v2 else []
     has_v2_memory = "memory" in controllers
     memory_root = v1 or (v2 if has_v2_memory else None)
+    slow_nodes, why_no_slow_node = slow_node.probe()
     child = None if not (v2 and has_v2_memory) else next(iter(sorted(Path(v2).glob("*/memory.current"))), None)
     meminfo = dict(line.split(":", 1) for line in _text(Path(proc, "meminfo")).splitlines() if ":" in line)
     return KernelFacts(
@@ -99,6 +103,8 @@ def read_facts(proc: str = "/proc", sys: str = "/sys") -> KernelFacts:
         has_clear_refs=Path(proc, "self/clear_refs").exists(),
         swap_bytes=int(meminfo.get("SwapTotal", "0 kB").split()[0]) * 1024,
         has_zram_control=Path(sys, "class/zram-control/hot_add").exists(),
+        slow_nodes=slow_nodes,
+        slow_node=why_no_slow_node,
         init=_text(Path(proc, "1/comm")).strip(),
         has_btf=Path(sys, "kernel/btf/vmlinux").exists(),
         task_list=_try_task_list(),
@@ -184,6 +190,13 @@ def capabilities_from(facts: KernelFacts) -> Mapping[str, Capability]:
         ),
         _yes_or(
             "zram_control", facts.has_zram_control, "/sys/class/zram-control", "zram is not there", "modprobe zram"
+        ),
+        _yes_or(
+            "slow_node",
+            facts.slow_node == "",
+            f"node {', '.join(map(str, facts.slow_nodes))}: what is cold goes there before the swap (move_pages)",
+            facts.slow_node,
+            as_root if facts.slow_nodes else slow_node.NODES_FIX,
         ),
         _yes_or(
             "systemd",

@@ -178,6 +178,34 @@ class Sculptor(Protocol):
         ...
 
 
+class SlowNode(Protocol):
+    """Moves chosen ranges of another process's private memory to a slow memory node and back; contents never change.
+
+    A slow node has memory and no processors (CXL). What lies there stays mapped, and is used in place. Ranges, what is
+    left alone and what is raised are as in `Sculptor`; Unavailable also where this machine has no such node.
+    """
+
+    def slow_room_bytes(self) -> int:
+        """Return how much may still go there, beyond a reserve of the node's own; 0 where there is none."""
+        ...
+
+    def to_slow_node(self, process: Instance, ranges: Ranges) -> Sculpted:
+        """Move the ranges' resident pages there, as far as there is room.
+
+        Huge pages move whole or not at all, pages that others map as well not at all.
+        Source: move_pages(2), MPOL_MF_MOVE.
+        """
+        ...
+
+    def from_slow_node(self, process: Instance, ranges: Ranges) -> Sculpted:
+        """Move what of the ranges lies there to the nearest node with processors that has room."""
+        ...
+
+    def slow_runs(self, process: Instance, ranges: Ranges) -> Int64:
+        """Return which pages of the ranges lie there now, as ascending runs, shape (n, 2); changes nothing."""
+        ...
+
+
 class PageReader(Protocol):
     """Tells which pages of one process were touched. Opened on the process, whatever becomes of its pid.
 
@@ -438,7 +466,7 @@ class Merger(Protocol):
         ...
 
 
-class Host(Clock, Observer, Looker, Pager, Sculptor, Limiter, Grouper, Hypervisor, Merger, Protocol):
+class Host(Clock, Observer, Looker, Pager, Sculptor, SlowNode, Limiter, Grouper, Hypervisor, Merger, Protocol):
     """All of them: what the agent runs on."""
 
     name: str  # "linux", "simulated"

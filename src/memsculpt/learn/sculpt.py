@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a sculpt paid: faults, stalls and touches of a pool's process before and after. Pure.
 
-A page-out pays as long as what returns costs less than it may. A collapse pays as long as what was gathered is in use.
+A page-out pays as long as what returns costs less than it may, a move to a slow node as long as a quarter of it stays
+unused. A collapse pays as long as what was gathered is in use.
 A prefetch pays when at least half of what came was then touched. What did not pay is taken back, and not tried again
 before a time that doubles with each mistake.
 """
@@ -146,6 +147,10 @@ def _verdict(
         return (Verdict.PAID if is_over else Verdict.UNDER_WAY), told, nan, nan
     if not is_over:
         return Verdict.UNDER_WAY, f"{passed_s:.0f} s of its window have passed", nan, nan
+    if done.demoted_bytes:
+        returned = min(1.0, _used_bytes(done, blocks, done.order.demote) / done.demoted_bytes)
+        told = f"{returned:.0%} of what went to the slow node was in use again"
+        return (Verdict.PAID if returned <= RETURNED_MOST_RATIO else Verdict.UNDONE), told, nan, nan
     if done.came_bytes:
         used = _used_bytes(done, blocks, done.order.come) / max(done.came_bytes, 1)
         precision = min(1.0, used)

@@ -22,8 +22,11 @@ from memsculpt.plan.sculpt import (
     choose_cold,
     choose_due,
     choose_hot,
+    choose_returned,
     explain_sculpt,
     ranges_of_rows,
+    slow_by_block,
+    slow_bytes,
     weigh_cold,
 )
 from memsculpt.plan.sculpt import joined as joined_ranges
@@ -52,6 +55,7 @@ __all__ = [
     "choose_due",
     "choose_hot",
     "choose_prefetch",
+    "choose_returned",
     "choose_sharing",
     "explain_action",
     "explain_grant",
@@ -65,6 +69,8 @@ __all__ = [
     "ranges_of_rows",
     "room_below_limit_bytes",
     "saved_pages",
+    "slow_by_block",
+    "slow_bytes",
     "weigh_cold",
     "what_is_coming",
 ]

@@ -27,6 +27,7 @@ from memsculpt.plan import (
     prefetch,
     reclaim,
     situation,
+    slow_node,
     trim,
     zones,
 )
@@ -90,6 +91,7 @@ def choose(
     taken = reclaim.free_ahead(now, planner, observation, profiles, sizes, growth, settings)
     taken = zones.send_cold(now, planner, observation, sizes, growth, taken, pools, settings)
     gathered = zones.gather_hot(now, planner, taken, pools, settings)
+    moves = slow_node.move_between_nodes(now, planner, observation, taken, pools, settings)
     if holds_still:
         taken = replace(taken, actions=(), by_workload_bytes=taken.by_workload_bytes * 0)
     trimmed = trim.trim(now, planner, observation, profiles, settings, holds_still=holds_still)
@@ -102,11 +104,12 @@ def choose(
     if holds_still:
         brought = replace(brought, actions=(), protections=planner.protections)
         placed = placement.Placed(placed=planner.placed)
-        gathered, arriving = (), coming.Arriving()
+        gathered, arriving, moves = (), coming.Arriving(), slow_node.NodeMoves()
     pending = () if holds_still else planner.pending
     actions: tuple[Action, ...] = (
         *ballooned.lowered,
         *taken.actions,
+        *moves.demoted,
         *trimmed.actions,
         *budgets.lowered,
         *budgets.raised,
@@ -117,6 +120,7 @@ def choose(
         *(action for action in pending if isinstance(action, MoveProcess)),
         *brought.actions,
         *arriving.actions,
+        *moves.promoted,
         *gathered,
     )
     planner = replace(
@@ -134,6 +138,7 @@ def choose(
         *_backoff(corrections, now.now_s),
         *ballooned.held_back,
         *taken.held_back,
+        *moves.held_back,
         *trimmed.held_back,
         *budgets.held_back,
         *brought.held_back,

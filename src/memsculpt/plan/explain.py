@@ -20,7 +20,7 @@ from memsculpt.domain.plan import (
     SetBalloon,
     SetSharing,
 )
-from memsculpt.domain.pool import ColdZone, HotZone, Prefetch
+from memsculpt.domain.pool import ColdZone, HotZone, Prefetch, Promote
 from memsculpt.domain.sharing import SharingStep
 from memsculpt.domain.units import format_bytes, format_duration_s
 
@@ -35,6 +35,7 @@ _SCULPTS = {
     HotZone: ("gather", "hot blocks"),
     ColdZone: ("send out", "cold blocks"),
     Prefetch: ("bring back", "what a phase uses"),
+    Promote: ("bring back from the slow node", "what is in use"),
 }
 _ANSWERS = {
     Answer.ENOUGH: "granted, there is room",
@@ -78,6 +79,7 @@ def _what(action: Action) -> str:
         return f"{action.workload}: bring back {format_bytes(action.size_bytes)} of process {action.process.pid}"
     if isinstance(action, SculptPool):
         does, what = _SCULPTS[type(action.request)]
+        does = "send to the slow node" if action.is_demotion else does
         return f"{action.workload}: {does} {format_bytes(action.size_bytes)} of {what} of pool {action.pool}"
     if isinstance(action, Reclaim):
         of_what = " of page cache" if action.only_cache else ""

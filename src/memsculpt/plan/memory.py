@@ -7,7 +7,7 @@ import numpy as np
 
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.plan import PageIn, PageOut, Reclaim, SculptPool
-from memsculpt.domain.pool import Prefetch
+from memsculpt.domain.pool import Prefetch, Promote
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Settings
 from memsculpt.domain.workload import Instance
@@ -49,7 +49,7 @@ def after(planner: PlannerState, actions: tuple[object, ...], observation: Obser
     sculpts = [action for action in actions if isinstance(action, SculptPool)]
     out += sum(action.leaving_bytes for action in sculpts)
     back = sum(action.size_bytes for action in actions if isinstance(action, PageIn))
-    back += sum(action.size_bytes for action in sculpts if isinstance(action.request, Prefetch))
+    back += sum(action.size_bytes for action in sculpts if isinstance(action.request, Prefetch | Promote))
     return replace(
         planner,
         planned_at_s=observation.time_s,

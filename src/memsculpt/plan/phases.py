@@ -38,10 +38,18 @@ class Standing:
 
     blocks: Int64
     resident_bytes: Int64
-    swapped_bytes: Int64
+    swapped_bytes: Int64  # or on a slow node
 
     def __post_init__(self) -> None:
         freeze_columns(self, ("blocks", "resident_bytes", "swapped_bytes"), self.blocks.shape)
+
+    def with_slow(self, blocks: Int64, size_bytes: Int64) -> "Standing":
+        """Return the same with so much of these blocks, ascending, on a slow node: it is to come for a phase, too."""
+        there = np.zeros(len(self.blocks), np.int64)
+        known = np.isin(blocks, self.blocks, assume_unique=True)
+        there[_rows_of(self, blocks)] = size_bytes[known]
+        there = np.minimum(there, self.resident_bytes)
+        return replace(self, resident_bytes=self.resident_bytes - there, swapped_bytes=self.swapped_bytes + there)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from memsculpt.domain.forecast import Forecasts
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.pages import REGION_BYTES
 from memsculpt.domain.plan import Reason, SculptPool
-from memsculpt.domain.pool import ColdZone, HotZone, PoolSummary
+from memsculpt.domain.pool import ColdTo, ColdZone, HotZone, PoolSummary
 from memsculpt.domain.profile import Profiles
 from memsculpt.domain.settings import Mode, Sculpt, Settings
 from memsculpt.domain.workload import WorkloadId
@@ -113,7 +113,7 @@ def send_cold(
                 workload=pool.workload,
                 process=pool.process,
                 pool=pool.pool,
-                request=ColdZone(size_bytes=size),
+                request=ColdZone(size_bytes=size, to=ColdTo.SWAP),
                 reason=_why_cold(now, sizes, pool, row, size, lacking, over),
             )
         )
@@ -138,7 +138,7 @@ def gather_hot(
     is_asked = settings.plan.sculpt is Sculpt.ALL and settings.mode is Mode.APPLY and planner.abilities.gather
     if not is_asked or taken.actions or not any(one.hot_bytes for one in pools):
         return ()
-    room = now.target_bytes - int(now.held_bytes.sum()) - _growth_bytes(now)
+    room = now.target_bytes - int(now.held_bytes.sum()) - growth_bytes(now)
     row_of = {each: row for row, each in enumerate(now.workloads.ids)}
     actions: list[SculptPool] = []
     for pool in sorted(pools, key=lambda each: (-each.gain_s_per_s, each.pool)):
@@ -179,10 +179,11 @@ def lacking_bytes(now: Situation) -> int:
 
     A size that is too small for a need is so because others hold what they do not use: that is what leaves here.
     """
-    return max(int(now.held_bytes.sum()) + _growth_bytes(now) - now.target_bytes, 0)
+    return max(int(now.held_bytes.sum()) + growth_bytes(now) - now.target_bytes, 0)
 
 
-def _growth_bytes(now: Situation) -> int:
+def growth_bytes(now: Situation) -> int:
+    """Return what partitions will need beyond what they hold, as far as their ceilings let them."""
     columns = now.workloads
     wanted = np.where(columns.partition_row >= 0, np.maximum(columns.need_bytes - columns.held_bytes, 0), 0)
     return int(np.minimum(now.sum_by_partition(wanted), np.maximum(now.ceiling_bytes - now.held_bytes, 0)).sum())

@@ -4,7 +4,7 @@
 from memsculpt.profile.blocks import begin as begin_blocks
 from memsculpt.profile.blocks import moved_to as move_blocks
 from memsculpt.profile.blocks import ranges_of as pool_ranges
-from memsculpt.profile.blocks import ranges_of_zone, ranges_within, with_flag, with_left, with_zone
+from memsculpt.profile.blocks import ranges_of_zone, ranges_within, with_flag, with_left, with_slow, with_zone
 from memsculpt.profile.blocks import update as update_blocks
 from memsculpt.profile.duplicates import begin_sweep, estimate_gain, salt_from, see_again, take_in, to_see_again
 from memsculpt.profile.heat import merged as merged_touches
@@ -70,5 +70,6 @@ __all__ = [
     "whole_looks",
     "with_flag",
     "with_left",
+    "with_slow",
     "with_zone",
 ]

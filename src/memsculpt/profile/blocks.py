@@ -25,6 +25,7 @@ from memsculpt.domain.pool import (
     Float32,
     Pool,
     Tier,
+    UInt8,
     UInt16,
     Zone,
 )
@@ -85,6 +86,7 @@ def begin(pool: Pool, now_s: float) -> Blocks:
         flags=np.zeros(count, np.uint8),
         ages=np.zeros((AGE_PLANES, count), np.uint16),
         touched=np.zeros(count, np.uint16),
+        slow=np.zeros(count, np.uint16),
         watched_page_s=np.zeros(len(AGE_CLASSES)),
         returned_pages=np.zeros(len(AGE_CLASSES)),
     )
@@ -97,7 +99,8 @@ def moved_to(blocks: Blocks, pool: Pool) -> Blocks:
     fresh = begin(pool, blocks.began_s)
     old = blocks.rows_of(fresh.addresses())
     known = old >= 0
-    columns = {name: getattr(fresh, name).copy() for name in _COLUMNS}
+    names = (*_COLUMNS, "slow") if blocks.slow.any() else _COLUMNS
+    columns = {name: getattr(fresh, name).copy() for name in names}
     for name, column in columns.items():
         column[..., known] = getattr(blocks, name)[..., old[known]]
     return replace(
@@ -145,7 +148,7 @@ def update(
     columns["looked_at_s"][rows] = now
     columns["return_s"][rows] = return_s
     columns["ages"][:, rows] = _aged(ages, touched, present + swapped, known)
-    columns["tier"][rows] = np.where(huge, Tier.HUGE, np.where(present > 0, Tier.DRAM, swap_tier))
+    columns["tier"][rows] = _tiers(blocks, rows, huge, present, swap_tier)
     zone = columns["zone"][rows]
     back = np.isin(zone, (Zone.COLD, Zone.PREFETCH)) & is_touched & (present > 0)
     back |= (zone == Zone.HOT) & ~huge
@@ -184,11 +187,7 @@ def with_left(blocks: Blocks, ranges: Int64) -> Blocks:
     It is a guess until the next look: how many pages of a block are in memory is known, but not which.
     """
     size = blocks.pool.block_bytes
-    firsts = ranges[:, 0] // size
-    counts = -(-ranges[:, 1] // size) - firsts
-    row = np.repeat(np.arange(len(ranges)), counts)
-    number = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    starts = (firsts[row] + number) * size
+    row, starts = _blocks_of(ranges, size)
     pages = (np.minimum(starts + size, ranges[row, 1]) - np.maximum(starts, ranges[row, 0])) // PAGE_BYTES
     rows = blocks.rows_of(starts)
     gone = np.zeros(blocks.pool.count, np.int64)
@@ -197,10 +196,48 @@ def with_left(blocks: Blocks, ranges: Int64) -> Blocks:
     return replace(blocks, present=blocks.present - gone, swapped=blocks.swapped + gone)
 
 
+def with_slow(blocks: Blocks, runs: Int64) -> Blocks:
+    """Return the blocks with the pages of ascending, disjoint runs (start, end) on a slow node, and no others.
+
+    Of a block above 64 KiB a sixteenth counts of which any page is there.
+    """
+    size = blocks.pool.block_bytes
+    part_bytes = size // PARTS
+    row, starts = _blocks_of(runs, size)
+    low = np.maximum(runs[row, 0] - starts, 0) // part_bytes
+    high = -(-(np.minimum(runs[row, 1], starts + size) - starts) // part_bytes)
+    masks = (np.left_shift(1, high) - np.left_shift(1, low)).astype(np.uint16)
+    rows = blocks.rows_of(starts)
+    slow = np.zeros(blocks.pool.count, np.uint16)
+    np.bitwise_or.at(slow, rows[rows >= 0], masks[rows >= 0])
+    changed = replace(blocks, slow=slow)
+    is_out = blocks.present == 0
+    tier = _tiers(changed, slice(0, blocks.pool.count), blocks.tier == Tier.HUGE, blocks.present, Tier.DRAM)
+    return replace(changed, tier=np.where(is_out, blocks.tier, tier).astype(np.uint8))
+
+
 _COLUMNS = (
     *("zone", "tier", "heat", "touched_at_s", "looked_at_s", "return_s"),
     *("present", "swapped", "flags", "ages", "touched"),
 )
+
+
+def _blocks_of(ranges: Int64, size: int) -> tuple[Int64, Int64]:
+    """Return of each block that a range lies in: the range's row, and the block's address. Shared ones come twice."""
+    firsts = ranges[:, 0] // size
+    counts = -(-ranges[:, 1] // size) - firsts
+    row = np.repeat(np.arange(len(ranges)), counts)
+    number = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return row, (firsts[row] + number) * size
+
+
+def _tiers(blocks: Blocks, rows: slice, huge: Bool, present: UInt16, swap_tier: Tier) -> UInt8:
+    """Return where most of each block lies. A page leaves a slow node only by our doing, or to the swap."""
+    per_part = blocks.pool.block_bytes // PAGE_BYTES // PARTS
+    there = np.bitwise_count(blocks.slow[rows]).astype(np.int32) * per_part
+    near = np.where(huge, Tier.HUGE, Tier.DRAM)
+    found = np.where(2 * there > present, Tier.SLOW, near)
+    return np.where((present > 0) | huge, found, swap_tier).astype(np.uint8)
 
 
 def _by_block(blocks: Blocks, touches: Touches, rows: slice) -> tuple[UInt16, UInt16, Bool, UInt16]:

@@ -52,6 +52,7 @@ class Machine:
     memory_bytes: int = 512 << 20
     cpus: int = 1
     zram_bytes: int = 256 << 20
+    slow_bytes: int = 0  # of `memory_bytes`, on a node of its own without processors, which ACPI (HMAT) calls slow
 
     def command(self, folder: Path, shell_fd: int) -> list[str]:
         append = f"console=ttyS0 quiet panic=-1 lab.init={self.init} lab.zram_bytes={self.zram_bytes}"
@@ -64,9 +65,10 @@ class Machine:
                 "-smp",
                 str(self.cpus),
                 "-machine",
-                "q35,mem-merge=off",
+                f"q35,mem-merge=off{',hmat=on' if self.slow_bytes else ''}",
                 "-m",
                 f"{self.memory_bytes >> 20}M",
+                *self._nodes(),
             ),
             *("-kernel", str(self.kernel_image), "-initrd", str(self.initramfs), "-append", append),
             *("-serial", f"file:{folder / 'console.log'}", "-device", "virtio-serial-pci"),
@@ -77,6 +79,25 @@ class Machine:
             *("-drive", f"file={self.source_drive},if=none,id=source,format=raw,readonly=on"),
             *("-device", "virtio-blk-pci,drive=source"),
         ]
+
+    def _nodes(self) -> list[str]:
+        """Return the options of two memory nodes. Slow is one in name only: the emulator gives both the same speed."""
+        if not self.slow_bytes:
+            return []
+        of = "initiator=0,hierarchy=memory"
+        last = f"cpus=0-{self.cpus - 1}" if self.cpus > 1 else "cpus=0"
+        options = ["-object", f"memory-backend-ram,id=fast,size={(self.memory_bytes - self.slow_bytes) >> 20}M"]
+        options += ["-object", f"memory-backend-ram,id=slow,size={self.slow_bytes >> 20}M"]
+        for told in (
+            f"node,nodeid=0,{last},memdev=fast,initiator=0",
+            "node,nodeid=1,memdev=slow,initiator=0",
+            f"hmat-lb,{of},target=0,data-type=access-latency,latency=10",
+            f"hmat-lb,{of},target=0,data-type=access-bandwidth,bandwidth=10485760",
+            f"hmat-lb,{of},target=1,data-type=access-latency,latency=30",
+            f"hmat-lb,{of},target=1,data-type=access-bandwidth,bandwidth=1048576",
+        ):
+            options += ["-numa", told]
+        return options
 
 
 class Bootable(Protocol):

@@ -47,9 +47,18 @@ def probe(programs: Mapping[str, str] = PROGRAMS) -> tuple[bool, str]:
     return True, "QEMU with its emulator; kernel and root image will be fetched by apt-get"
 
 
-def machine(folder: Path, *, init: str, series: str = "6.1", memory_bytes: int = 512 << 20, cpus: int = 1) -> Machine:
+def machine(
+    folder: Path,
+    *,
+    init: str,
+    series: str = "6.1",
+    memory_bytes: int = 512 << 20,
+    cpus: int = 1,
+    slow_bytes: int = 0,
+) -> Machine:
     """Make all that a guest is booted from; `folder` gets what belongs to this session only.
 
+    `slow_bytes` of its memory are on a node without processors.
     Raises debian.Unavailable if the kernel, the packages or the wheels cannot be had.
     """
     with image.locked(cache()):
@@ -68,9 +77,19 @@ def machine(folder: Path, *, init: str, series: str = "6.1", memory_bytes: int =
         init=init,
         memory_bytes=memory_bytes,
         cpus=cpus,
+        slow_bytes=slow_bytes,
     )
 
 
-def guest(folder: Path, *, init: str, series: str = "6.1", memory_bytes: int = 512 << 20, cpus: int = 1) -> Guest:
+def guest(
+    folder: Path,
+    *,
+    init: str,
+    series: str = "6.1",
+    memory_bytes: int = 512 << 20,
+    cpus: int = 1,
+    slow_bytes: int = 0,
+) -> Guest:
     """Return a guest that boots when it is entered."""
-    return Guest(machine(folder, init=init, series=series, memory_bytes=memory_bytes, cpus=cpus), folder)
+    made = machine(folder, init=init, series=series, memory_bytes=memory_bytes, cpus=cpus, slow_bytes=slow_bytes)
+    return Guest(made, folder)

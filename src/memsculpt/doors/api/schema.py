@@ -510,6 +510,9 @@ class PoolView(msgspec.Struct, kw_only=True):
     split_bytes: int
     paged_out_bytes: int
     brought_in_bytes: int
+    to_slow_node_bytes: int  # moved to a memory node without processors, and back from there
+    from_slow_node_bytes: int
+    on_slow_node_bytes: int  # lies there now
     undone_bytes: int
     resident_before_bytes: int
     resident_after_bytes: int

@@ -70,6 +70,10 @@ def in_words(told: dict[str, Any]) -> str:
         "",
         f"in all: {sums}; {format_duration_s(told['cpu_s'])} of the agent's processor time",
     ]
+    moved = told["to_slow_node_bytes"], told["from_slow_node_bytes"]
+    if any(moved) or told["on_slow_node_bytes"]:
+        to, back, there = (format_bytes(size) for size in (*moved, told["on_slow_node_bytes"]))
+        lines.append(f"slow node: {there} lies there now; {to} went there, {back} came back")
     if told["vm"] is not None:
         lines[1:1] = [guest_in_words(told["vm"])]
     prefetch = told["prefetch"]

@@ -30,6 +30,7 @@ from memsculpt.host.linux.observe import LinuxObserver
 from memsculpt.host.linux.pager import LinuxPager
 from memsculpt.host.linux.processes import ProcessReader
 from memsculpt.host.linux.sculptor import LinuxSculptor
+from memsculpt.host.linux.slow_node import LinuxSlowNode
 from memsculpt.host.linux.systemd import SystemdLimits, runs_systemd
 from memsculpt.host.linux.task_processes import TaskProcesses
 from memsculpt.host.linux.touch_cost import measure_touch_cost_s
@@ -41,7 +42,7 @@ WILDCARDS = frozenset("*?[")
 EARLY_WAKE_GAP_S = 0.25
 
 
-class LinuxHost(LinuxPager, LinuxSculptor, LinuxHypervisor):
+class LinuxHost(LinuxPager, LinuxSculptor, LinuxSlowNode, LinuxHypervisor):
     """The machine that this process runs on. Fulfils host.protocol.Host."""
 
     name = "linux"

@@ -14,7 +14,7 @@ from memsculpt.domain.observation import CgroupState, Observation, Processes, Wo
 from memsculpt.domain.plan import LimitKind
 from memsculpt.domain.settings import PartitionSettings, VmSettings
 from memsculpt.domain.workload import CgroupPath, Instance, WorkloadId
-from memsculpt.host.linux import meminfo, psi, workloads
+from memsculpt.host.linux import meminfo, numa, psi, workloads
 from memsculpt.host.linux.controller import Charge, Controller, read_members
 from memsculpt.host.linux.errnos import is_gone
 from memsculpt.host.linux.processes import ProcessReader, Reading
@@ -78,12 +78,14 @@ class LinuxObserver:
         proc: str = "/proc",
         processes: ProcessReader | TaskProcesses | None = None,
         vms: VirtualMachines | None = None,
+        sys: str = numa.SYS,
     ) -> None:
         self._controller = controller
         self._unified = unified
         self._proc = proc
         self.processes = processes if processes is not None else ProcessReader(proc)
         self._vms = vms if vms is not None else VirtualMachines(VmSettings(discover=False), interval_s=1.0, proc=proc)
+        self._nodes = numa.SlowNodeReader(sys)
         self._past: dict[WorkloadId, _Past] = {}
         self._keys: dict[WorkloadId, int] = {}
         self._last: dict[WorkloadId, list[Reading]] = {}
@@ -96,7 +98,7 @@ class LinuxObserver:
 
     def observe(self, now_s: float, partitions: Sequence[PartitionSettings], detail_interval_s: float) -> Observation:
         """Return one snapshot. Raises OSError only where the machine's totals cannot be read."""
-        memory = meminfo.read_host_memory(self._proc)
+        memory = self._nodes.told_of(meminfo.read_host_memory(self._proc), now_s)
         adopted = workloads.find_adopted(partitions, self.cgroups(now_s, partitions))
         adopted, members = self._members(adopted)
         readings = self.processes.read_all(now_s, members, detail_interval_s)

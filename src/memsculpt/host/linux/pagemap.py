@@ -100,6 +100,26 @@ def read_entries(descriptor: int, ranges: list[tuple[int, int]], flags: int) -> 
     return runs.joined(parts)
 
 
+def read_runs_in_frames(descriptor: int, ranges: list[tuple[int, int]], frames: Int64) -> Int64:
+    """Return the runs of pages in `ranges` that are in memory behind one of the runs of `frames`. Raises OSError.
+
+    None where frames may not be read (without CAP_SYS_ADMIN the kernel shows 0).
+    """
+    parts: list[Int64] = []
+    edges = frames.ravel()
+    for start, end in touched_ranges(descriptor, ranges):
+        for at in range(start, end, PART_BYTES):
+            count = (min(end, at + PART_BYTES) - at) // PAGE
+            content = os.pread(descriptor, count * ENTRY_BYTES, at // PAGE * ENTRY_BYTES)
+            entries = np.frombuffer(content[: len(content) // ENTRY_BYTES * ENTRY_BYTES], dtype=np.uint64)
+            held = (entries & np.uint64(PRESENT)) != 0
+            numbers = np.where(held, entries & np.uint64(FRAME), 0).astype(np.int64)
+            # Behind an odd number of edges a frame lies within a run.
+            inside = held & (np.searchsorted(edges, numbers, side="right") % 2 == 1)
+            parts.append(runs.runs_of(inside, at, PAGE))
+    return runs.joined(parts)
+
+
 def read_regions(descriptor: int, addresses: list[int], pages: int) -> UInt64:
     """Return the entries of `pages` pages from each of the ascending `addresses` on, shape (n, pages).
 

@@ -120,9 +120,9 @@ class Call:
         waiting = [(start, end - start) for start, end in chosen.tolist()]
         at, tries = 0, 0
         while at < len(waiting):
-            begin_s = time.monotonic()
             try:
-                advised = madvise.advise(self.opened.pidfd, waiting[at : at + most], advice)
+                with self.timed():
+                    advised = madvise.advise(self.opened.pidfd, waiting[at : at + most], advice)
             except OSError as error:
                 if error.errno not in CAUSES:
                     raise
@@ -131,12 +131,19 @@ class Call:
                     self.leave(CAUSES[error.errno], REGION_BYTES)
                     at, tries = at + 1, 0
                 continue
-            finally:
-                self._longest_call_s = max(self._longest_call_s, time.monotonic() - begin_s)
             tries = 0
             while at < len(waiting) and advised >= waiting[at][1]:
                 advised -= waiting[at][1]
                 at += 1
+
+    @contextmanager
+    def timed(self) -> Generator[None]:
+        """Note how long a call of the kernel takes: so long the process may wait."""
+        begin_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._longest_call_s = max(self._longest_call_s, time.monotonic() - begin_s)
 
     def done(self, moved: Int64, grown_bytes: int = 0) -> Sculpted:
         """Return what came of it. Raises Vanished where the process ended meanwhile."""

@@ -69,7 +69,7 @@ class LinuxSculptor:
     def collapse(self, process: Instance, ranges: Ranges, holes_most_bytes: int = 0) -> Sculpted:
         """Gather whole regions in huge pages; see the protocol."""
         with self._call(process, ranges) as call:
-            allowed = _whole_regions(call.allowed)
+            allowed = whole_regions(call.allowed)
             call.leave("no whole region of 2 MiB in one mapping", runs.size_of(call.allowed) - runs.size_of(allowed))
             huge = pagemap.read_huge_runs(call.opened.pagemap, call.listed(allowed))
             regions = _regions_of(allowed)
@@ -89,10 +89,10 @@ class LinuxSculptor:
     def split(self, process: Instance, ranges: Ranges) -> Sculpted:
         """Make huge pages small again; see the protocol."""
         with self._call(process, ranges) as call:
-            allowed = _whole_regions(call.allowed)
+            allowed = whole_regions(call.allowed)
             huge = pagemap.read_huge_runs(call.opened.pagemap, call.listed(allowed))
             call.leave("not a huge page", runs.size_of(call.allowed) - runs.size_of(huge))
-            first = _regions_of(_whole_regions(huge))
+            first = _regions_of(whole_regions(huge))
             first[:, 1] = first[:, 0] + PAGE
             call.advise(first, madvise.MADV_COLD, SPLITS_A_CALL)
             left = pagemap.read_huge_runs(call.opened.pagemap, call.listed(huge))
@@ -176,7 +176,7 @@ class LinuxSculptor:
         return found
 
 
-def _whole_regions(some: Int64) -> Int64:
+def whole_regions(some: Int64) -> Int64:
     """Return what of each run is whole regions of 2 MiB."""
     found = np.stack((-(-some[:, 0] // REGION_BYTES), some[:, 1] // REGION_BYTES), axis=1) * REGION_BYTES
     return found[found[:, 1] > found[:, 0]]

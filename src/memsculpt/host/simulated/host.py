@@ -26,7 +26,7 @@ from memsculpt.host.simulated.machine import Machine
 from memsculpt.host.simulated.merger import SimulatedMerger
 from memsculpt.host.simulated.observing import check_rules, observe_machine
 from memsculpt.host.simulated.reclaim import ReclaimRules
-from memsculpt.host.simulated.sculptor import SimulatedSculptor
+from memsculpt.host.simulated.slow_node import NO_NODE, NODE_FIX, SimulatedSlowNode
 from memsculpt.host.simulated.workloads import Program
 
 GIB = 1 << 30
@@ -37,7 +37,7 @@ RETRY_IN_S = 1.0
 V2_FIX = "build it with cgroup_version=2"
 
 
-class SimulatedHost(SimulatedSculptor, SimulatedHypervisor, SimulatedMerger):
+class SimulatedHost(SimulatedSlowNode, SimulatedHypervisor, SimulatedMerger):
     """A host for tests, for learning, and for trying out: no privilege, no hardware, no waiting."""
 
     name = "simulated"
@@ -48,6 +48,7 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor, SimulatedMerger):
         *,
         total_bytes: int = 8 * GIB,
         swap_bytes: int = 4 * GIB,
+        slow_bytes: int = 0,
         workloads: Sequence[Program] = (),
         limits: Mapping[str, int] | None = None,
         faults: Sequence[Fault] = (),
@@ -59,8 +60,9 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor, SimulatedMerger):
     ) -> None:
         """Build a host on which `workloads` begin to run as its clock advances.
 
-        `limits` names cgroups that exist from the start, with their hard limits in bytes. `chunk_bytes` (whole
-        pages) is the granule of memory and `step_s` that of time: smaller is finer and slower.
+        `limits` names cgroups that exist from the start, with their hard limits in bytes. `slow_bytes` of the memory
+        are on a node without processors. `chunk_bytes` (whole pages) is the granule of memory and `step_s` that of
+        time: smaller is finer and slower.
         """
         if chunk_bytes % PAGE_BYTES or chunk_bytes <= 0 or step_s <= 0:
             raise ValueError(f"need whole pages a chunk and time that advances, got {chunk_bytes} and {step_s}")
@@ -77,6 +79,7 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor, SimulatedMerger):
             seed=seed,
             tree=tree,
             swap_bytes=swap_bytes,
+            slow_bytes=slow_bytes,
             programs=workloads,
             chunk_bytes=chunk_bytes,
             start_s=START_S,
@@ -127,6 +130,7 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor, SimulatedMerger):
         denied = self._faults.is_paging_denied(self._at_s())
         why, fix = ("denied by an injected fault", "wait until the fault ends") if denied else ("simulated", "")
         has_swap = self._machine.swap_total_chunks > 0
+        has_slow_node = self._machine.slow_total_chunks > 0
         is_v2 = self._machine.tree.version == 2
         offered = {
             "page_out": (not denied, why, fix),
@@ -136,6 +140,7 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor, SimulatedMerger):
             "cgroup_v2_memory": (is_v2, "simulated" if is_v2 else "simulated cgroup v1", "" if is_v2 else V2_FIX),
             "memory_reclaim": (True, "simulated", ""),
             "psi": (True, "simulated", ""),
+            "slow_node": (has_slow_node, "simulated" if has_slow_node else NO_NODE, "" if has_slow_node else NODE_FIX),
             "swap": (has_swap, "simulated" if has_swap else "no swap", "" if has_swap else "build it with swap_bytes"),
         }
         return {
@@ -313,7 +318,13 @@ class SimulatedHost(SimulatedSculptor, SimulatedHypervisor, SimulatedMerger):
         machine = self._machine
         cgroups = tuple((path, *node.texts.items(), node.is_own) for path, node in sorted(machine.tree.nodes.items()))
         processes = tuple(
-            (process.instance, process.node.path, process.memory.state.tobytes(), process.cpu_s)
+            (
+                process.instance,
+                process.node.path,
+                process.memory.state.tobytes(),
+                process.memory.is_slow.tobytes(),
+                process.cpu_s,
+            )
             for process in machine.processes.values()
         )
         return (machine.now_s, cgroups, processes, machine.evictions_count)

@@ -19,6 +19,9 @@ class Costs:
     page_in_page_s: float = 2.9e-6  # in bulk, ahead of need
     collapse_page_s: float = 3.4e-6  # into a huge page, 1.8 ms for 2 MiB
     read_page_s: float = 8e-6  # of a file, from disk
+    # Guesses: the reference machine has one memory node.
+    migrate_page_s: float = 2e-6  # to another memory node
+    slow_page_s: float = 1e-6  # what reading a page takes longer on a slow node
 
 
 @dataclass(slots=True, kw_only=True)

@@ -7,7 +7,9 @@ reclaim. These costs are taken from the process's time, so it gets less done: th
 the reference machine's (design.md): 2 GiB out to zram in 1.9 s, faulted back one by one in 5.8 s, brought back
 ahead in bulk at 1 GiB in 0.76 s.
 
-Left out, knowingly: the processor (everybody who wants to run runs), kernel memory, memory nodes,
+A second memory node without processors is filled when the first one is full, and what lies there is read more slowly.
+
+Left out, knowingly: the processor (everybody who wants to run runs), kernel memory, memory nodes with processors,
 the background reclaim of kswapd, and that parts of a chunk may differ. A huge page saves no time here: only that
 there is one is known.
 """
@@ -29,6 +31,7 @@ from memsculpt.host.simulated.workloads import Demand, Program
 
 FIRST_PID = 1000
 TICKS_PER_S = 100
+SLOW_RESERVE_RATIO = 1 / 16  # of the slow node, as on Linux
 BATCH_CHUNKS = 64  # room is made for so many at once, so that a large growth reclaims as it goes
 
 
@@ -41,6 +44,7 @@ class Machine:
         seed: int,
         tree: CgroupTree,
         swap_bytes: int,
+        slow_bytes: int,
         programs: Sequence[Program],
         chunk_bytes: int,
         start_s: float,
@@ -51,6 +55,8 @@ class Machine:
         self.chunk_bytes, self.pages_per_chunk = chunk_bytes, chunk_bytes // PAGE_BYTES
         self.chunks_per_huge = REGION_BYTES // chunk_bytes  # below 1 there are no huge pages
         self.swap_total_chunks = swap_bytes // chunk_bytes
+        self.slow_total_chunks = slow_bytes // chunk_bytes  # of the machine's memory, on a node without processors
+        self.slow_chunks = 0  # that are in use there
         self.swap_is_full = False  # a fault: nothing more goes out
         self.now_s = start_s
         self.some_stall_s = self.full_stall_s = 0.0
@@ -152,6 +158,17 @@ class Machine:
         """Return what the swap device can still take."""
         return 0 if self.swap_is_full else self.swap_total_chunks - self.tree.root.swapped_chunks
 
+    @property
+    def slow_room_chunks(self) -> int:
+        """Return what may still be moved to the slow node."""
+        return max(0, self.slow_total_chunks - self.slow_chunks - int(SLOW_RESERVE_RATIO * self.slow_total_chunks))
+
+    @property
+    def fast_free_chunks(self) -> int:
+        """Return what is free on the node with processors."""
+        total = self.tree.hard_bytes(self.tree.root) // self.chunk_bytes - self.slow_total_chunks
+        return total - (self.tree.root.charged_chunks - self.slow_chunks)
+
     def regions(self) -> list[Region]:
         """Return every region there is, in a fixed order."""
         return [process.memory for process in self.processes.values()] + list(self._files.values())
@@ -159,6 +176,7 @@ class Machine:
     def evict(self, region: Region, chunks: Chunks) -> None:
         """Send resident chunks out: anonymous ones to swap, page cache to nowhere."""
         region.split(chunks, self.chunks_per_huge)
+        self._leave_slow(region, chunks)
         region.state[chunks] = ABSENT if region.is_file else SWAPPED
         region.left_order[chunks] = self.evictions_count + 1 + np.arange(len(chunks))
         self.evictions_count += len(chunks)
@@ -172,6 +190,10 @@ class Machine:
     def load(self, region: Region, chunks: Chunks, at_s: float) -> None:
         """Make chunks resident; who calls has made room."""
         from_swap = chunks[region.state[chunks] == SWAPPED]
+        if self.slow_total_chunks:  # what does not fit on the near node comes to the other one
+            beyond = chunks[max(0, self.fast_free_chunks) :]
+            region.is_slow[beyond] = True
+            self.slow_chunks += len(beyond)
         region.state[chunks] = RESIDENT
         region.touched_at_s[chunks] = at_s
         region.resident_chunks += len(chunks)
@@ -185,6 +207,7 @@ class Machine:
     def release(self, region: Region, chunks: Chunks) -> None:
         """Forget chunks and their content."""
         region.split(chunks, self.chunks_per_huge)
+        self._leave_slow(region, chunks)
         resident = chunks[region.state[chunks] == RESIDENT]
         swapped = chunks[region.state[chunks] == SWAPPED]
         region.state[chunks] = ABSENT
@@ -258,8 +281,16 @@ class Machine:
             if process.instance.pid not in self.processes:
                 return
         touched = demand.touched
+        if self.slow_chunks:
+            slow_pages = int(memory.is_slow[touched].sum()) * self.pages_per_chunk
+            done_ratio *= demand.run_s / (demand.run_s + slow_pages * self.costs.slow_page_s)
         memory.touched_at_s[touched[memory.state[touched] == RESIDENT]] = self.now_s + step_s
         self._account(process, demand, done_ratio)
+
+    def _leave_slow(self, region: Region, chunks: Chunks) -> None:
+        if self.slow_chunks:
+            self.slow_chunks -= int(region.is_slow[chunks].sum())
+            region.is_slow[chunks] = False
 
     def _missing(self, memory: Region, demand: Demand) -> Chunks:
         """Return what must be made resident: chunks never touched first, then those in swap."""

@@ -184,7 +184,20 @@ def _memory(machine: Machine) -> HostMemory:
         some_stall_s=machine.some_stall_s,
         full_stall_s=machine.full_stall_s,
         page_bytes=PAGE_BYTES,
+        **slow_node_bytes(machine),
     )
+
+
+def slow_node_bytes(machine: Machine) -> dict[str, int]:
+    """Return what `HostMemory` tells of a slow node, nothing where there is none."""
+    if not machine.slow_total_chunks:
+        return {}
+    fast_total_bytes = machine.tree.hard_bytes(machine.tree.root) - machine.slow_total_chunks * machine.chunk_bytes
+    return {
+        "slow_room_bytes": machine.slow_room_chunks * machine.chunk_bytes,
+        "fast_total_bytes": fast_total_bytes,
+        "fast_spare_bytes": max(0, machine.fast_free_chunks) * machine.chunk_bytes,
+    }
 
 
 def _processes(machine: Machine, tenants: Sequence[Tenant]) -> Processes:

@@ -23,6 +23,7 @@ class Region:
         "homes",
         "is_file",
         "is_huge",
+        "is_slow",
         "left_order",
         "owner",
         "resident_chunks",
@@ -35,6 +36,7 @@ class Region:
         self.is_file = is_file
         self.state = np.zeros(chunks, dtype=np.int8)
         self.is_huge = np.zeros(chunks, dtype=np.bool_)  # whole regions of 2 MiB only
+        self.is_slow = np.zeros(chunks, dtype=np.bool_)  # in memory, on the node without processors
         self.touched_at_s = np.zeros(chunks, dtype=np.float64)
         self.cleared_at_s = np.full(chunks, -1.0)  # when accessed bits were cleared, by whoever it was
         self.left_order = np.zeros(chunks, dtype=np.int64)  # counts evictions of the whole host; larger left later
@@ -60,6 +62,7 @@ class Region:
         more = max(chunks, self.chunks + self.chunks // 4) - self.chunks
         self.state = np.concatenate([self.state, np.zeros(more, dtype=np.int8)])
         self.is_huge = np.concatenate([self.is_huge, np.zeros(more, dtype=np.bool_)])
+        self.is_slow = np.concatenate([self.is_slow, np.zeros(more, dtype=np.bool_)])
         self.touched_at_s = np.concatenate([self.touched_at_s, np.zeros(more)])
         self.cleared_at_s = np.concatenate([self.cleared_at_s, np.full(more, -1.0)])
         self.left_order = np.concatenate([self.left_order, np.zeros(more, dtype=np.int64)])

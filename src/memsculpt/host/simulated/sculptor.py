@@ -60,12 +60,12 @@ class SimulatedSculptor:
         whole = memory.chunks // each
         regions = np.flatnonzero(inside[: whole * each].reshape(-1, each).all(axis=1))
         part = int(inside.sum()) * chunk_bytes - len(regions) * REGION_BYTES
-        _leave(problems, "no whole region of 2 MiB in one mapping", part)
+        leave(problems, "no whole region of 2 MiB in one mapping", part)
         held = (memory.state[: whole * each] != ABSENT).reshape(-1, each)[regions].sum(axis=1)
         is_huge = memory.is_huge[: whole * each].reshape(-1, each)[regions, 0]
         is_sparse = ~is_huge & ((each - held) * chunk_bytes > holes_most_bytes)
-        _leave(problems, "is huge already", int(is_huge.sum()) * REGION_BYTES)
-        _leave(problems, "sparse: it would be filled with zeros", int(is_sparse.sum()) * REGION_BYTES)
+        leave(problems, "is huge already", int(is_huge.sum()) * REGION_BYTES)
+        leave(problems, "sparse: it would be filled with zeros", int(is_sparse.sum()) * REGION_BYTES)
         done = np.zeros(memory.chunks, np.bool_)
         grown = 0
         for region in regions[~is_huge & ~is_sparse].tolist():
@@ -73,7 +73,7 @@ class SimulatedSculptor:
             missing = chunks[memory.state[chunks] != RESIDENT]
             absent = int((memory.state[missing] == ABSENT).sum())
             if not self._load(found, missing):
-                _leave(problems, "its cgroup is at the limit", REGION_BYTES)
+                leave(problems, "its cgroup is at the limit", REGION_BYTES)
                 continue
             memory.is_huge[chunks] = done[chunks] = True
             grown += absent
@@ -86,7 +86,7 @@ class SimulatedSculptor:
         inside = self._inside(memory, ranges)
         done = inside & memory.is_huge
         memory.split(np.flatnonzero(done), self._machine.chunks_per_huge)
-        _leave(problems, "not a huge page", int((inside & ~done).sum()) * self._machine.chunk_bytes)
+        leave(problems, "not a huge page", int((inside & ~done).sum()) * self._machine.chunk_bytes)
         return self._sculpted(memory, ranges, done, 0, 0.0, problems)
 
     def page_out_ranges(self, process: Instance, ranges: Ranges) -> Sculpted:
@@ -97,7 +97,7 @@ class SimulatedSculptor:
         problems = self._outside(memory, ranges)
         movable = np.flatnonzero(self._inside(memory, ranges) & (memory.state == RESIDENT))
         leaving = movable[: machine.swap_free_chunks]
-        _leave(problems, "no room in the swap", (len(movable) - len(leaving)) * machine.chunk_bytes)
+        leave(problems, "no room in the swap", (len(movable) - len(leaving)) * machine.chunk_bytes)
         machine.evict(memory, leaving)
         return self._sculpted(memory, ranges, _flags(memory, leaving), 0, machine.costs.reclaim_page_s, problems)
 
@@ -112,7 +112,7 @@ class SimulatedSculptor:
             if not self._load(found, coming[at : at + 64]):
                 break
             came += len(coming[at : at + 64])
-        _leave(problems, "no room in its cgroup", (len(coming) - came) * self._machine.chunk_bytes)
+        leave(problems, "no room in its cgroup", (len(coming) - came) * self._machine.chunk_bytes)
         page_s = self._machine.costs.page_in_page_s
         return self._sculpted(memory, ranges, _flags(memory, coming[:came]), 0, page_s, problems)
 
@@ -163,7 +163,7 @@ class SimulatedSculptor:
         heap_end = HEAP_START + memory.chunks * self._machine.chunk_bytes
         mapped = sum(max(0, min(end, heap_end) - max(start, HEAP_START)) for start, end in ranges)
         problems: dict[str, int] = {}
-        _leave(problems, "not mapped", _size_of(ranges) - mapped)
+        leave(problems, "not mapped", _size_of(ranges) - mapped)
         return problems
 
     def _measure(self, memory: Region, ranges: Ranges, flags: Bool) -> Int64:
@@ -196,6 +196,7 @@ def _size_of(ranges: Sequence[tuple[int, int]]) -> int:
     return sum(end - start for start, end in ranges)
 
 
-def _leave(problems: dict[str, int], cause: str, size_bytes: int) -> None:
+def leave(problems: dict[str, int], cause: str, size_bytes: int) -> None:
+    """Note what was left as it is."""
     if size_bytes > 0:
         problems[cause] = problems.get(cause, 0) + size_bytes
