@@ -20,9 +20,10 @@ run: ## start the agent on this machine, observing only; ARGS="--duration 20s" p
 	@tools/setup run
 	@.venv/bin/memsculpt run $(ARGS)
 
+# One thread of linear algebra each: threads of two processes that wait for each other's processor spin.
 test: ## all tests that this machine can run; ARGS="tests/plan -k sizes" narrows
 	@tools/setup test
-	@MEMSCULPT_REQUIRE="$$(tools/what-to-require)" $(PYTEST) $(or $(ARGS),$(SIDE_BY_SIDE))
+	@OPENBLAS_NUM_THREADS=1 MEMSCULPT_REQUIRE="$$(tools/what-to-require)" $(PYTEST) $(or $(ARGS),$(SIDE_BY_SIDE))
 
 check: ## what CI does: format, lint, types, import contract, tests
 	@bash .ci/run

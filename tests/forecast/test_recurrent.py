@@ -64,10 +64,11 @@ def test_the_same_seed_gives_the_same_network():
     assert not np.array_equal(first["state_weight"], other["state_weight"])
 
 
-def test_one_sequence_says_what_it_says_among_many():
+def test_one_sequence_says_what_it_says_among_many_and_where_it_is_trained():
     network, read = started(lessons()), sequences(5)
     together = last_state(network, read)
     assert together.shape == (5, UNITS)
+    assert recurrent_descent._forward(network, read).states[-1] == pytest.approx(together)
     for row in range(5):
         assert last_state(network, read[row : row + 1])[0] == pytest.approx(together[row])
 

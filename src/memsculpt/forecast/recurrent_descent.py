@@ -13,7 +13,7 @@ import numpy as np
 from memsculpt.domain.arrays import Int64
 from memsculpt.forecast import descent
 from memsculpt.forecast.descent import Lessons, Network, Numbers
-from memsculpt.forecast.longterm.recurrent import SIZE_FEATURES, UNIT_PARTS, UNITS, last_state, sigmoid
+from memsculpt.forecast.longterm.recurrent import SIZE_FEATURES, UNIT_PARTS, UNITS, last_state
 
 RECIPE = descent.Recipe(hidden=96, epochs=10, batch=192)
 MOMENTS_MOST = 8000  # that one network learns from: 50 s of one core
@@ -108,7 +108,7 @@ def _forward(network: Mapping[str, Numbers], sequences: Numbers) -> _Way:
     fresh, held = np.empty_like(states[1:]), np.empty_like(states[1:])
     for point in range(points):
         seen, from_state = read[point], states[point] @ weight
-        gates[point] = sigmoid(from_state[:, : 2 * units] + seen[:, : 2 * units])
+        gates[point] = _sigmoid(from_state[:, : 2 * units] + seen[:, : 2 * units])
         held[point] = from_state[:, 2 * units :] + bias
         fresh[point] = np.tanh(gates[point, :, units:] * held[point] + seen[:, 2 * units :])
         states[point + 1] = fresh[point] + gates[point, :, :units] * (states[point] - fresh[point])
@@ -141,3 +141,9 @@ def _backward(network: Mapping[str, Numbers], sequences: Numbers, way: _Way, of_
         flat_held[:, 2 * units :].sum(axis=0),
     )
     return dict(zip(UNIT_PARTS, found, strict=True))
+
+
+def _sigmoid(values: Numbers) -> Numbers:
+    """Return the logistic function, by tanh, which neither overflows nor warns."""
+    half = values.dtype.type(0.5)
+    return half + half * np.tanh(half * values)
