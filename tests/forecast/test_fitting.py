@@ -10,12 +10,11 @@ from memsculpt.errors import Refused
 from memsculpt.forecast import descent, fitting
 from memsculpt.forecast.longterm import LEVELS, STEPS, gate_from_bytes, look_ahead
 from memsculpt.forecast.longterm.moment import FEATURES, PATH_NAMES, PEAK_NAMES
-from memsculpt.forecast.longterm.sequence import CHANNELS, POINTS
 from memsculpt.forecast.longterm.spread import respread
 from memsculpt.forecast.recorded import RecordedSeries
 from tests.forecast.longterm.test_moment import history, wave
 
-pytestmark = pytest.mark.timeout(120)  # fourteen networks are trained
+pytestmark = pytest.mark.timeout(120)  # twelve networks are trained
 
 
 def recorded(points, seed):
@@ -36,7 +35,6 @@ def examples(moments=1200, series=12, seed=0):
     return fitting.Examples(
         series=np.repeat(np.arange(series), moments // series),
         features=chance.normal(size=(moments, FEATURES)).astype(np.float32),
-        sequences=chance.normal(size=(moments, POINTS, CHANNELS)).astype(np.float16),
         peaks=chance.gamma(2.0, 50.0, size=(moments, len(PEAK_NAMES))).astype(np.float32),
         paths=chance.gamma(2.0, 50.0, size=(moments, len(PATH_NAMES), len(LEVELS), STEPS)).astype(np.float32),
         truth=chance.gamma(2.0, 50.0, size=(moments, STEPS)).astype(np.float32),
@@ -48,12 +46,8 @@ def examples(moments=1200, series=12, seed=0):
     )
 
 
-# Nothing can be learnt from moments without sense, so once or twice over them is enough.
-BRIEF = fitting.Recipes(
-    gate=descent.Recipe(epochs=2),
-    steady=replace(fitting.STEADY, epochs=2),
-    recurrent=replace(fitting.recurrent_descent.RECIPE, epochs=1),
-)
+# Nothing can be learnt from moments without sense: twice over them is enough.
+BRIEF = (descent.Recipe(epochs=2), replace(fitting.STEADY, epochs=2))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +59,6 @@ def test_moments_are_evenly_spread_and_know_what_came():
     found = fitting.examples_from([recorded(1500, 1), recorded(1500, 2)], 300.0, each=5)
     assert found.series.tolist() == [0] * 5 + [1] * 5
     assert found.features.shape == (10, FEATURES)
-    assert found.sequences.shape == (10, POINTS, CHANNELS)
     assert found.truth.shape == (10, STEPS)
     assert (found.capacity == 1000.0).all()
     assert not np.array_equal(found.truth[0], found.truth[5])
@@ -89,10 +82,6 @@ def test_what_was_trained_is_kept_and_used(gate):
     assert np.allclose(first.peak, second.peak, rtol=1e-5)
     assert (np.diff(first.peak) >= 0.0).all()
     assert not np.allclose(first.peak, look_ahead(one).peak)
-    assert len(gate.recurrent.networks) == fitting.RECURRENT_PARTS
-    alone = look_ahead(one, replace(gate, recurrent=None))
-    assert not np.allclose(first.peak, alone.peak)
-    assert np.array_equal(first.path, alone.path)
 
 
 def test_the_same_examples_give_the_same_gate(gate):

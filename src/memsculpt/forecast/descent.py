@@ -118,7 +118,9 @@ def learn(lessons: Lessons, rows: Int64, seed: int, recipe: Recipe) -> Network:
             dropped = 1.0 if recipe.is_steady else recipe.dropped
             kept = chance.random(part.features.shape, dtype=np.float32) >= dropped
             _, gradient = loss(network, part, part.features * kept)
-            descend(network, gradient, first, second, step=step, rate=recipe.rate * rate_at(step, steps), recipe=recipe)
+            _descend(
+                network, gradient, first, second, step=step, rate=recipe.rate * rate_at(step, steps), recipe=recipe
+            )
             step += 1
     return network
 
@@ -133,10 +135,9 @@ def rate_at(step: int, steps: int) -> float:
     return float(high + (low - high) * 0.5 * (1.0 + np.cos(np.pi * done)))
 
 
-def descend(
+def _descend(
     network: Network, gradient: Network, first: Network, second: Network, *, step: int, rate: float, recipe: Recipe
 ) -> None:
-    """Go one step down, in place; `first` and `second` are the gradient's running moments, zeros at the begin."""
     length = float(np.sqrt(sum(float(np.vdot(part, part)) for part in gradient.values())))
     bound = np.float32(min(1.0, GRADIENT_MOST / (length + 1e-6)))
     early, late = 1.0 - MOMENTUM ** (step + 1), (1.0 - SQUARES ** (step + 1)) ** 0.5
@@ -203,14 +204,6 @@ def loss(network: Mapping[str, Numbers], lessons: Lessons, features: Numbers) ->
 
     `features` are the lessons' own, or a thinned copy.
     """
-    total, gradient, _ = loss_and_slopes(network, lessons, features)
-    return total, gradient
-
-
-def loss_and_slopes(
-    network: Mapping[str, Numbers], lessons: Lessons, features: Numbers
-) -> tuple[float, Network, Numbers]:
-    """Return what `loss` returns, and the gradient in each feature, shape (n, features), for what lies before."""
     said = _say(network, lessons, features)
     count, levels = len(features), len(LEVELS)
     softened, least = lessons.softened[:, np.newaxis], lessons.least[:, np.newaxis]
@@ -255,7 +248,7 @@ def loss_and_slopes(
     gradient["hidden_weight"], gradient["hidden_bias"] = said.bent[0].T @ of_inner, of_inner.sum(axis=0)
     of_outer = (of_inner @ network["hidden_weight"].T) * _slope(said.inner[0])
     gradient["in_weight"], gradient["in_bias"] = features.T @ of_outer, of_outer.sum(axis=0)
-    return total, gradient, of_outer @ network["in_weight"].T
+    return total, gradient
 
 
 def _pinball(miss: Numbers, levels: Numbers) -> tuple[Numbers, Numbers]:

@@ -9,7 +9,6 @@ judged.
 Workloads are dealt into parts; each network is trained without one part, and forecasts that. From what is missed there
 comes the stretch (gate.py). A third of what is said of the peak comes from steady networks, which see no features: of
 some hundred workloads a network learns when jumps come in these, and that does not hold for others.
-Beside the gate, recurrent networks read the last points of the same moments (longterm/recurrent.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 
 from memsculpt.domain.arrays import Bool, Float64, Int64
 from memsculpt.errors import Refused
-from memsculpt.forecast import descent, recurrent_descent
+from memsculpt.forecast import descent
 from memsculpt.forecast.longterm.gate import NORM_BOUND, Gate
 from memsculpt.forecast.longterm.history import (
     COVARIATES_MOST,
@@ -32,8 +31,6 @@ from memsculpt.forecast.longterm.history import (
     cleaned,
 )
 from memsculpt.forecast.longterm.moment import FEATURES, PATH_NAMES, PEAK_NAMES, describe
-from memsculpt.forecast.longterm.recurrent import Recurrent
-from memsculpt.forecast.longterm.sequence import CHANNELS, POINTS, sequence_of
 from memsculpt.forecast.longterm.spread import Law, respread
 from memsculpt.forecast.measures import origins
 from memsculpt.forecast.recorded import DISTINCT_LEAST, RecordedSeries, read_table, usable
@@ -42,7 +39,6 @@ PARTS, SEEDS = 4, 2
 GATE = descent.Recipe()
 STEADY = descent.Recipe(is_steady=True, hidden=4, rate=5e-3)
 STEADY_RATIO = 0.35  # how much the steady networks count for the peak
-RECURRENT_PARTS, RECURRENT_RATIO = 2, 0.5  # networks, each without one of PARTS; how much they count for the peak
 # The replay counts by half: a gate sees the last hours and days itself, the prior does not.
 LAW = Law(pooled=0.3, evened=0.1, log_factor=0.0, replayed=0.5)
 PART_POINTS = 4096  # moments that are forecast at once: bounds the memory
@@ -57,7 +53,6 @@ class Examples:
 
     series: Int64
     features: Any
-    sequences: Any  # (n, POINTS, CHANNELS), 16 bits: half of the memory
     peaks: Any
     paths: Any
     truth: Any  # (n, STEPS)
@@ -66,19 +61,6 @@ class Examples:
     scale: Float64
     capacity: Float64
     log_stretch: Float64
-
-    def of(self, rows: Int64) -> "Examples":
-        """Return a part of them."""
-        return Examples(**{one.name: getattr(self, one.name)[rows] for one in fields(self)})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipes:
-    """How the three kinds of networks are trained."""
-
-    gate: descent.Recipe = GATE
-    steady: descent.Recipe = STEADY
-    recurrent: descent.Recipe = recurrent_descent.RECIPE
 
 
 def examples_from(
@@ -89,21 +71,21 @@ def examples_from(
     for number, one in enumerate(series):
         for at in origins(one.is_known, int(len(one.values) * first_ratio), each).tolist():
             begin = max(0, at + 1 - MOST_POINTS)
-            history = cleaned(
-                History(
-                    values=one.values[begin : at + 1],
-                    covariates={name: column[begin : at + 1] for name, column in one.covariates.items()},
-                    step=int(one.steps[at]),
-                    interval_s=interval_s,
-                    capacity=float(one.capacity[at]),
+            moment = describe(
+                cleaned(
+                    History(
+                        values=one.values[begin : at + 1],
+                        covariates={name: column[begin : at + 1] for name, column in one.covariates.items()},
+                        step=int(one.steps[at]),
+                        interval_s=interval_s,
+                        capacity=float(one.capacity[at]),
+                    )
                 )
             )
-            moment = describe(history)
             rows.append(
                 (
                     number,
                     moment.features,
-                    sequence_of(history, moment).astype(np.float16),
                     moment.peaks,
                     moment.paths.astype(np.float32),
                     one.values[at + 1 : at + 1 + STEPS],
@@ -118,15 +100,14 @@ def examples_from(
     return Examples(
         series=np.array(columns[0], np.int64),
         features=_stacked(columns[1], (FEATURES,)),
-        sequences=_stacked(columns[2], (POINTS, CHANNELS), np.float16),
-        peaks=_stacked(columns[3], (len(PEAK_NAMES),)),
-        paths=_stacked(columns[4], (len(PATH_NAMES), len(LEVELS), STEPS)),
-        truth=_stacked(columns[5], (STEPS,)),
-        reference=np.array(columns[6]),
-        least=np.array(columns[7]),
-        scale=np.array(columns[8]),
-        capacity=np.array(columns[9]),
-        log_stretch=np.array(columns[10]),
+        peaks=_stacked(columns[2], (len(PEAK_NAMES),)),
+        paths=_stacked(columns[3], (len(PATH_NAMES), len(LEVELS), STEPS)),
+        truth=_stacked(columns[4], (STEPS,)),
+        reference=np.array(columns[5]),
+        least=np.array(columns[6]),
+        scale=np.array(columns[7]),
+        capacity=np.array(columns[8]),
+        log_stretch=np.array(columns[9]),
     )
 
 
@@ -170,9 +151,9 @@ def _examples_of(source: Source, each: int) -> tuple[Examples, tuple[str, ...]]:
     return examples_from(chosen, source.interval_s, each=each), covariates
 
 
-def _stacked(rows: Sequence[Any], shape: tuple[int, ...], kind: type[np.floating[Any]] = np.float32) -> Any:
+def _stacked(rows: Sequence[Any], shape: tuple[int, ...]) -> Any:
     """Return the rows as one array, which has its shape also where there is none."""
-    return np.array(rows, kind).reshape(len(rows), *shape)
+    return np.array(rows, np.float32).reshape(len(rows), *shape)
 
 
 def _telling(series: Sequence[RecordedSeries], names: Sequence[str]) -> tuple[str, ...]:
@@ -190,15 +171,13 @@ def train(
     *,
     own_count: int | None = None,
     seed: int = 0,
-    recipes: Recipes = Recipes(),
+    recipes: tuple[descent.Recipe, descent.Recipe] = (GATE, STEADY),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Gate:
     """Return a gate; the same for the same examples and seed. Some 30 s a network for 100,000 moments on one core.
 
-    A recurrent network takes up to a minute.
-
     The first `own_count` examples (None: all) are of the kind that will be forecast: how wide a spread has to be is
-    found on these alone. Raises Refused with too few examples.
+    found on these alone. `recipes` are of a gate's and of a steady network. Raises Refused with too few examples.
     """
     series_count = len(np.unique(examples.series))
     if len(examples.series) < MOMENTS_LEAST or series_count < SERIES_LEAST:
@@ -225,7 +204,7 @@ def train(
                 lessons,
                 np.flatnonzero(~left_out),
                 (seed * PARTS + part) * (SEEDS + 1) + number,
-                recipes.steady if is_steady else recipes.gate,
+                recipes[is_steady],
             )
             trust = STEADY_RATIO if is_steady else (1.0 - STEADY_RATIO) / SEEDS
             for rows in np.array_split(unseen_rows, len(unseen_rows) // PART_POINTS + 1):
@@ -233,25 +212,10 @@ def train(
             trained.append(network)
             steady.append(is_steady)
             if on_progress is not None:
-                on_progress(len(trained), PARTS * (SEEDS + 1) + RECURRENT_PARTS)
+                on_progress(len(trained), PARTS * (SEEDS + 1))
     is_gate = 1.0 - np.array(steady, np.float64)
     of_gates = is_gate / is_gate.sum()
     stretch, law = _spreads(unseen[:own_count], examples, own_count)
-    recurrent: list[descent.Network] = []
-    beside = np.zeros_like(unseen)
-    for part in range(RECURRENT_PARTS):
-        left_out = np.isin(examples.series, numbers[part::PARTS])
-        network = recurrent_descent.learn(
-            lessons, examples.sequences, np.flatnonzero(~left_out), seed * RECURRENT_PARTS + part, recipes.recurrent
-        )
-        rows = np.flatnonzero(left_out)
-        beside[rows] = recurrent_descent.peaks(network, lessons.of(rows), examples.sequences[rows])
-        recurrent.append(network)
-        if on_progress is not None:
-            on_progress(len(trained) + len(recurrent), PARTS * (SEEDS + 1) + RECURRENT_PARTS)
-    forecast: Bool = np.isin(examples.series, np.concatenate([numbers[part::PARTS] for part in range(RECURRENT_PARTS)]))
-    own = np.flatnonzero(forecast[:own_count])
-    recurrent_stretch, recurrent_law = _spreads(beside[own], examples.of(own), None)
     return Gate(
         covariates=tuple(covariates)[:COVARIATES_MOST],
         mean=mean.astype(np.float32),
@@ -261,12 +225,6 @@ def train(
         law=law,
         peak_trust=(1.0 - STEADY_RATIO) * of_gates + STEADY_RATIO * (1.0 - is_gate) / (1.0 - is_gate).sum(),
         path_trust=of_gates,
-        recurrent=Recurrent(
-            networks=tuple({name: part.astype(np.float32) for name, part in network.items()} for network in recurrent),
-            ratio=RECURRENT_RATIO,
-            stretch=recurrent_stretch,
-            law=recurrent_law,
-        ),
     )
 
 

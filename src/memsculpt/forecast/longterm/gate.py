@@ -12,14 +12,12 @@ six steps and interpolated between them. Several networks, each trained without 
 what they say of the parts they did not see tells how much too narrow they are (`stretch`), as in cross-conformal
 prediction (Vovk, "Cross-conformal predictors", 2015). Some of the networks are steady: they were trained without
 features, weigh alike at every moment, and keep the others from expecting peaks where only the training series had them.
-Recurrent networks (recurrent.py), where there are any, say the peak a second time, and the mean of both counts.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +26,6 @@ from memsculpt.domain.arrays import Float64
 from memsculpt.errors import CorruptRecord, Refused
 from memsculpt.forecast.longterm.history import LEVELS, STEPS
 from memsculpt.forecast.longterm.moment import Moment
-from memsculpt.forecast.longterm.recurrent import SIZE_FEATURES, UNIT_PARTS, Recurrent, last_state
-from memsculpt.forecast.longterm.sequence import CHANNELS
 from memsculpt.forecast.longterm.spread import Law, respread
 
 Float32 = npt.NDArray[np.float32]
@@ -38,7 +34,7 @@ PATH_KNOTS = np.array([0, 1, 3, 7, 15, 35])
 LOG_BOUND = 8.0
 NORM_BOUND = 6.0
 MAGIC = b"memsgate"
-VERSION = 4  # 1: without trust, 2: without a law of spreads, 3: without recurrent networks; never released
+VERSION = 3  # 1: without trust, 2: without a law of spreads; never released
 # What a network consists of: two layers, and four outputs (weights and corrections of peaks and paths).
 PARTS = (
     "in_weight",
@@ -54,7 +50,6 @@ PARTS = (
     "shift_weight",
     "shift_bias",
 )
-RECURRENT_PARTS = (*PARTS, *UNIT_PARTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -69,23 +64,25 @@ class Gate:
     path_trust: Float64  # and for the path
     stretch: Float64  # factor on what lies above the median, shape (levels,)
     law: Law  # of the top's spread, after the stretch
-    recurrent: Recurrent | None = None
 
-    def apply(self, moment: Moment, sequence: Float32 | None = None) -> tuple[Float64, Float64]:
+    def apply(self, moment: Moment) -> tuple[Float64, Float64]:
         """Return quantiles of the peak, shape (levels,), and of the path, shape (levels, STEPS).
 
-        `sequence` (sequence.py) is what recurrent networks read; a gate that has none needs none.
         Raises ValueError where the moment has other features or candidates than the gate was trained on.
         """
         if moment.features.shape != self.mean.shape:
             raise ValueError(f"the gate takes {len(self.mean)} features, not {len(moment.features)}")
-        if self.recurrent is not None and (sequence is None or sequence.shape[1] != CHANNELS):
-            raise ValueError("the gate has recurrent networks, which take a sequence")
         scaled = np.clip((moment.features - self.mean) / self.spread, -NORM_BOUND, NORM_BOUND)
+        softened = moment.reference + moment.least
+        ratios = np.log((np.maximum(moment.peaks, 0.0) + moment.least) / softened)
         peaks, paths = np.zeros(len(LEVELS)), np.zeros((len(LEVELS), STEPS))
         for network, of_peak, of_path in zip(self.networks, self.peak_trust, self.path_trust, strict=True):
-            hidden = _hidden(network, scaled)
-            peaks += of_peak * _peak(network, hidden, moment)
+            hidden = _gelu(scaled @ network["in_weight"] + network["in_bias"])
+            hidden = _gelu(hidden @ network["hidden_weight"] + network["hidden_bias"])
+            weights = _softmax((hidden @ network["peak_weight"] + network["peak_bias"]).reshape(len(LEVELS), -1))
+            lifted = weights @ ratios + hidden @ network["lift_weight"] + network["lift_bias"]
+            bounded = np.clip(np.maximum.accumulate(lifted), -LOG_BOUND, LOG_BOUND)
+            peaks += of_peak * (np.exp(bounded) * softened - moment.least)
             if of_path == 0.0:
                 continue
             knots = (hidden @ network["path_weight"] + network["path_bias"]).reshape(len(LEVELS), len(PATH_KNOTS), -1)
@@ -93,16 +90,9 @@ class Gate:
             shifts = (hidden @ network["shift_weight"] + network["shift_bias"]).reshape(len(LEVELS), len(PATH_KNOTS))
             path = np.einsum("lhc,clh->lh", shares, moment.paths) + shifts @ BETWEEN * moment.scale
             paths += of_path * path
-        peak = _widened(peaks, self.stretch, self.law, moment)
-        if self.recurrent is not None and sequence is not None:
-            ratio, said = self.recurrent.ratio, np.zeros(len(LEVELS))
-            for network in self.recurrent.networks:
-                state = last_state(network, sequence[np.newaxis])[0]
-                hidden = _hidden(network, np.concatenate((state, scaled[:SIZE_FEATURES])))
-                said += _peak(network, hidden, moment) / len(self.recurrent.networks)
-            beside = _widened(said, self.recurrent.stretch, self.recurrent.law, moment)
-            peak = (1.0 - ratio) * peak + ratio * beside
-        return peak, np.maximum.accumulate(paths, axis=0)
+        stretched = (peaks[0] + self.stretch * (peaks - peaks[0]))[np.newaxis]
+        spread = respread(stretched, np.array([moment.capacity]), np.array([moment.log_stretch]), self.law)
+        return spread[0], np.maximum.accumulate(paths, axis=0)
 
     def to_bytes(self) -> bytes:
         """Return the gate as kept: magic, version, lengths, checksum; names and shapes as JSON; float32 values."""
@@ -115,21 +105,11 @@ class Gate:
         }
         arrays = [(name, array.astype(np.float32)) for name, array in single.items()]
         arrays += [(name, network[name]) for network in self.networks for name in PARTS]
-        beside = None
-        if self.recurrent is not None:
-            arrays += [(name, network[name]) for network in self.recurrent.networks for name in RECURRENT_PARTS]
-            beside = {
-                "networks": len(self.recurrent.networks),
-                "ratio": self.recurrent.ratio,
-                "stretch": self.recurrent.stretch.tolist(),
-                "law": asdict(self.recurrent.law),
-            }
         head = json.dumps(
             {
                 "covariates": list(self.covariates),
                 "networks": len(self.networks),
                 "law": asdict(self.law),
-                "recurrent": beside,
                 "arrays": [[name, list(array.shape)] for name, array in arrays],
             }
         ).encode()
@@ -167,13 +147,6 @@ def gate_from_bytes(content: bytes, place: str = "gate") -> Gate:
         count = int(np.prod(shape))
         arrays.append((name, np.frombuffer(body, "<f4", count, at).reshape(shape)))
         at += 4 * count
-    beside: Mapping[str, Any] | None = told["recurrent"]
-    recurrent_count: int = 0 if beside is None else beside["networks"]
-    recurrent = tuple(
-        dict(arrays[len(arrays) - number * len(RECURRENT_PARTS) :][: len(RECURRENT_PARTS)])
-        for number in range(recurrent_count, 0, -1)
-    )
-    arrays = arrays[: len(arrays) - recurrent_count * len(RECURRENT_PARTS)]
     networks: int = told["networks"]
     first = len(arrays) - networks * len(PARTS)
     single = dict(arrays[:first])
@@ -188,14 +161,6 @@ def gate_from_bytes(content: bytes, place: str = "gate") -> Gate:
         law=Law(**told["law"]),
         peak_trust=single["peak_trust"].astype(np.float64),
         path_trust=single["path_trust"].astype(np.float64),
-        recurrent=None
-        if beside is None
-        else Recurrent(
-            networks=recurrent,
-            ratio=beside["ratio"],
-            stretch=np.array(beside["stretch"]),
-            law=Law(**beside["law"]),
-        ),
     )
 
 
@@ -206,27 +171,6 @@ def between_knots(knots: Sequence[int] | npt.NDArray[np.int64] = PATH_KNOTS) -> 
 
 
 BETWEEN = between_knots()
-
-
-def _hidden(network: Mapping[str, Float32], features: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    hidden = _gelu(features @ network["in_weight"] + network["in_bias"])
-    return _gelu(hidden @ network["hidden_weight"] + network["hidden_bias"])
-
-
-def _peak(network: Mapping[str, Float32], hidden: npt.NDArray[np.floating], moment: Moment) -> Float64:
-    """Return what a network's last layer says of the peak's quantiles, shape (levels,)."""
-    softened = moment.reference + moment.least
-    ratios = np.log((np.maximum(moment.peaks, 0.0) + moment.least) / softened)
-    weights = _softmax((hidden @ network["peak_weight"] + network["peak_bias"]).reshape(len(LEVELS), -1))
-    lifted = weights @ ratios + hidden @ network["lift_weight"] + network["lift_bias"]
-    bounded = np.clip(np.maximum.accumulate(lifted), -LOG_BOUND, LOG_BOUND)
-    return np.exp(bounded) * softened - moment.least
-
-
-def _widened(peaks: Float64, stretch: Float64, law: Law, moment: Moment) -> Float64:
-    """Return the peak's quantiles as wide as they have to be."""
-    stretched = (peaks[0] + stretch * (peaks - peaks[0]))[np.newaxis]
-    return respread(stretched, np.array([moment.capacity]), np.array([moment.log_stretch]), law)[0]
 
 
 def _softmax(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

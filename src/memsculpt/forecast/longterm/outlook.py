@@ -13,7 +13,6 @@ from memsculpt.forecast.longterm import prior
 from memsculpt.forecast.longterm.gate import Gate
 from memsculpt.forecast.longterm.history import LEVELS, STEPS, History, cleaned
 from memsculpt.forecast.longterm.moment import Moment, describe
-from memsculpt.forecast.longterm.sequence import sequence_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,10 +37,7 @@ def look_ahead(history: History, gate: Gate | None = None) -> Outlook:
     """
     whole = cleaned(_with_covariates_of(gate, history) if gate is not None else history)
     moment = describe(whole)
-    if gate is None:
-        peak, path = prior.apply(moment)
-    else:
-        peak, path = gate.apply(moment, None if gate.recurrent is None else sequence_of(whole, moment))
+    peak, path = gate.apply(moment) if gate is not None else prior.apply(moment)
     return Outlook(path=_bounded(path, whole.capacity), peak=_bounded(peak, whole.capacity))
 
 
