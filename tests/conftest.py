@@ -26,7 +26,8 @@ TIMEOUT_S = {"kernel": 60, "vm": 300, "browser": 120, "demo": 300}
 
 # What runs side by side when pytest-xdist runs the tests (`make test`): guests are machines of their own; tests of this
 # machine share its swap, cgroups and list of processes, so they keep to one process, as do rooms with costly fixtures.
-GROUPS = {"vm": "guests"} | dict.fromkeys(("agent", "bench", "doors", "host", "hosts", "kernel", "workers"), "machine")
+# Each file of tests in guests goes wherever there is room: together they take longer than all the others.
+GROUPS = dict.fromkeys(("agent", "bench", "doors", "host", "hosts", "kernel", "workers"), "machine")
 
 _ELSEWHERE = pytest.StashKey[str]()
 _number = iter(range(1_000_000))
@@ -111,7 +112,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         ring = item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(GROUPS.get(ring, ring)))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem if ring == "vm" else GROUPS.get(ring, ring)))
         if ring in TIMEOUT_S and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TIMEOUT_S[ring]))
 
