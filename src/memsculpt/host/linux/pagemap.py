@@ -93,9 +93,7 @@ def read_entries(descriptor: int, ranges: list[tuple[int, int]], flags: int) -> 
     parts: list[Int64] = []
     for start, end in ranges:
         for at in range(start, end, PART_BYTES):
-            count = (min(end, at + PART_BYTES) - at) // PAGE
-            content = os.pread(descriptor, count * ENTRY_BYTES, at // PAGE * ENTRY_BYTES)
-            entries = np.frombuffer(content[: len(content) // ENTRY_BYTES * ENTRY_BYTES], dtype=np.uint64)
+            entries = _entries(descriptor, at, min(end, at + PART_BYTES))
             parts.append(runs.runs_of((entries & wanted) == wanted, at, PAGE))
     return runs.joined(parts)
 
@@ -109,9 +107,7 @@ def read_runs_in_frames(descriptor: int, ranges: list[tuple[int, int]], frames: 
     edges = frames.ravel()
     for start, end in touched_ranges(descriptor, ranges):
         for at in range(start, end, PART_BYTES):
-            count = (min(end, at + PART_BYTES) - at) // PAGE
-            content = os.pread(descriptor, count * ENTRY_BYTES, at // PAGE * ENTRY_BYTES)
-            entries = np.frombuffer(content[: len(content) // ENTRY_BYTES * ENTRY_BYTES], dtype=np.uint64)
+            entries = _entries(descriptor, at, min(end, at + PART_BYTES))
             held = (entries & np.uint64(PRESENT)) != 0
             numbers = np.where(held, entries & np.uint64(FRAME), 0).astype(np.int64)
             # Behind an odd number of edges a frame lies within a run.
@@ -203,9 +199,7 @@ def longest_frames(descriptor: int, ranges: list[tuple[int, int]]) -> Int64:
     for number, (start, end) in enumerate(ranges):
         under_way, last = 0, -1  # of the stretch that reaches the border of a part
         for at in range(start, end, PART_BYTES):
-            count = (min(end, at + PART_BYTES) - at) // PAGE
-            content = os.pread(descriptor, count * ENTRY_BYTES, at // PAGE * ENTRY_BYTES)
-            entries = np.frombuffer(content[: len(content) // ENTRY_BYTES * ENTRY_BYTES], dtype=np.uint64)
+            entries = _entries(descriptor, at, min(end, at + PART_BYTES))
             present = (entries & np.uint64(PRESENT)) != 0
             frames = np.where(present, entries & np.uint64(FRAME), 0).astype(np.int64)
             if not len(frames):
@@ -267,3 +261,9 @@ def _range_from(word: bytes) -> tuple[int, int] | None:
         return int(start, 16), int(end, 16)
     except ValueError:  # no line of maps (a torn read): whatever it is, nothing of it is moved
         return None
+
+
+def _entries(descriptor: int, start: int, end: int) -> npt.NDArray[np.uint64]:
+    """Return the entries of the pages from `start` to `end`, fewer where the address space ends. Raises OSError."""
+    content = os.pread(descriptor, (end - start) // PAGE * ENTRY_BYTES, start // PAGE * ENTRY_BYTES)
+    return np.frombuffer(content[: len(content) // ENTRY_BYTES * ENTRY_BYTES], dtype=np.uint64)
