@@ -35,15 +35,19 @@ class DailyMachine:
     kernel_image: Path
     initramfs: Path
     name: str = "daily"
+    uuid: str = ""
     memory_bytes: int = 512 * MIB
     deflate_on_oom: bool = True
     state: Path | None = None
+    arrives_at: Path | None = None  # the socket at which it waits for a guest that migrates to it
     cgroups: tuple[Path, ...] = ()  # whose folder's cgroup.procs QEMU joins before it begins
 
     def command(self, folder: Path, shell_fd: int) -> list[str]:
         """Return QEMU's command line; see `Guest`."""
         joins = "".join(f"echo $$ > {shlex.quote(str(one / 'cgroup.procs'))}; " for one in self.cgroups)
         oom = "on" if self.deflate_on_oom else "off"
+        uuid = ("-uuid", self.uuid) if self.uuid else ()
+        arrives = ("-incoming", f"unix:{self.arrives_at}") if self.arrives_at is not None else ()
         monitors = [
             word
             for name in ("operator", "manager")
@@ -52,7 +56,17 @@ class DailyMachine:
         return [
             *("setpriv", "--pdeathsig", "KILL", "sh", "-c", joins + 'exec "$@"', "sh"),
             *(QEMU, "-accel", "tcg,thread=multi,tb-size=32", "-nodefaults", "-no-reboot", "-display", "none"),
-            *("-name", f"guest={self.name}", "-cpu", "max,la57=off", "-smp", "1", "-m", f"{self.memory_bytes // MIB}M"),
+            *(
+                "-name",
+                f"guest={self.name}",
+                *uuid,
+                "-cpu",
+                "max,la57=off",
+                "-smp",
+                "1",
+                "-m",
+                f"{self.memory_bytes // MIB}M",
+            ),
             *("-object", f"memory-backend-ram,id=pool,size={self.memory_bytes // MIB}M"),
             *("-machine", "q35,memory-backend=pool,mem-merge=off"),
             *("-kernel", str(self.kernel_image), "-initrd", str(self.initramfs)),
@@ -62,6 +76,7 @@ class DailyMachine:
             *("-device", f"virtio-balloon-pci,id=balloon0,deflate-on-oom={oom}"),
             *monitors,
             *incoming(self.state),
+            *arrives,
         ]
 
 
@@ -85,6 +100,7 @@ class DailyGuest(MonitoredGuest):
     def __init__(self, machine: DailyMachine, folder: Path) -> None:
         super().__init__(machine, folder)
         self.daily, self.state = machine, machine.state
+        self.is_arriving = machine.arrives_at is not None
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -105,6 +121,10 @@ class DailyGuest(MonitoredGuest):
     def statistics(self) -> dict[str, int]:
         """Return what the guest last said of its memory."""
         return self.ask("qom-get", path=BALLOON, property="guest-stats")["stats"]
+
+    def statistics_at_s(self) -> float:
+        """Return when the guest last said so, in seconds since the epoch; 0 where it has not since it booted."""
+        return float(self.ask("qom-get", path=BALLOON, property="guest-stats")["last-update"])
 
     def serve(self, *words: int) -> None:
         """Start the service; see daily.c for its words."""

@@ -7,7 +7,9 @@ import contextlib
 import mmap
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,3 +176,61 @@ def test_memory_that_is_no_guests_and_what_cannot_be_huge_are_left(start, host):
     with pytest.raises(Vanished):
         host.page_out_ranges(ram.process, [(begin, end)])
     host.forget_guest(ram.process)
+
+
+@contextlib.contextmanager
+def rearranging(host: LinuxHost, ram: GuestRam) -> Iterator[Future[int]]:
+    """Have a thread send blocks of RAM out and back, gather and split, until the end; its result: bytes that left."""
+    ((begin, end),) = ram.host_ranges()
+    low = -(-begin // REGION_BYTES) * REGION_BYTES
+    parts = [[(at, at + 16 * MIB)] for at in range(low, end - 16 * MIB, 16 * MIB)]
+    is_over, has_begun = threading.Event(), threading.Event()
+
+    def rearrange() -> int:
+        left_bytes = 0
+        while not is_over.is_set():
+            for part in parts:
+                left_bytes += host.page_out_ranges(ram.process, part).moved_bytes
+                host.bring_in_ranges(ram.process, part)
+                host.collapse(ram.process, part, REGION_BYTES)
+                host.split(ram.process, part)
+                has_begun.set()
+        return left_bytes
+
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(rearrange)
+        try:
+            assert has_begun.wait(30.0) or result.done()
+            yield result
+        finally:
+            is_over.set()
+
+
+@pytest.mark.usefixtures("own_swap")
+@pytest.mark.parametrize("backing", [Backing.PRIVATE, Backing.MEMFD])
+def test_a_guest_is_saved_whole_while_its_ram_is_rearranged(start, host, filled_guest, tmp_path, backing):
+    """What QEMU writes is what the guest wrote, whatever of it was on its way out or in; also of one that runs on."""
+    guest = start(backing)
+    ram = guest.ram()
+    host.know_guest(ram)
+    with rearranging(host, ram) as left:
+        assert guest.verify() == (FILLED // PAGE_BYTES, 0)
+        guest.save(tmp_path / "saved")
+    assert left.result() > FILLED // 2
+    guest.close()
+    with SmallGuest(replace(filled_guest, backing=backing, state=tmp_path / "saved"), tmp_path / "again") as again:
+        assert again.verify() == (FILLED // PAGE_BYTES, 0)
+
+
+@pytest.mark.usefixtures("own_swap")
+def test_a_guest_boots_anew_while_its_ram_is_rearranged(start, host):
+    """A reset is nothing to the host's pages: the ranges stay the VM's, and the new guest's memory is its own."""
+    guest = start(Backing.PRIVATE)
+    ram = guest.ram()
+    host.know_guest(ram)
+    with rearranging(host, ram) as left:
+        guest.boot_anew()
+        guest.fill(FILLED, seed=2)
+        assert guest.verify() == (FILLED // PAGE_BYTES, 0)
+    assert left.result() > 0
+    assert guest.ram() == ram

@@ -21,6 +21,7 @@ from memsculpt import act, forecast, learn, plan, profile
 from memsculpt.agent.ballooning import Ballooning, notes_of
 from memsculpt.agent.foresight import Foresight
 from memsculpt.agent.growth_watch import GrowthWatch
+from memsculpt.agent.pace import Pace
 from memsculpt.agent.refitting import Refitting
 from memsculpt.agent.sculpting import Sculpting
 from memsculpt.agent.sharing import Sharing
@@ -69,6 +70,7 @@ class Agent:
 
     `on_tick` is called with the host's time after every tick that did not fail: the lease is renewed there. With
     `looks_beside` a thread looks at pages between the ticks; without, each tick does it itself, as in simulated time.
+    With a `pace` the ticks of `run` are as far apart as that says.
     """
 
     def __init__(
@@ -81,10 +83,12 @@ class Agent:
         gate: longterm.Gate | None = None,
         refitting: Refitting | None = None,
         looks_beside: bool = False,
+        pace: Pace | None = None,
         sharing_seat: act.SharingSeat | None = None,
     ) -> None:
         self._host = host
         self._settings = settings
+        self._pace = pace
         self._journal = journal
         self._recorder = recorder
         self._refitting = refitting
@@ -213,12 +217,20 @@ class Agent:
         while not stop.is_set() and (duration_s is None or self._host.now_s() < begin_s + duration_s):
             started_s = self._host.now_s()
             self._tick_safely(is_late=started_s > next_s + interval_s / 2)
+            interval_s = self._keep_pace(interval_s)
             # a tick that overran is not made up for: the next one keeps its distance
             next_s = max(next_s + interval_s, self._host.now_s() + interval_s * EARLY_TICK_GAP_RATIO)
             if duration_s is not None:
                 next_s = min(next_s, begin_s + duration_s)
             if not stop.is_set() and self._host.wait_until(next_s):
                 next_s = self._host.now_s()
+
+    def _keep_pace(self, interval_s: float) -> float:
+        """Return how far apart ticks are to be from now on."""
+        if self._pace is None or self._pace.follow() == interval_s:
+            return interval_s
+        self._host.pace(self._pace.interval_s)
+        return self._pace.interval_s
 
     def close(self) -> "act.RestoreReport | None":
         """Undo everything that was changed; the host itself stays open."""
@@ -410,6 +422,8 @@ class Agent:
 
     def _notes(self, observation: Observation) -> tuple[str, ...]:
         notes = list(observation.notes)
+        if self._pace is not None and self._pace.note:
+            notes.append(self._pace.note)
         if observation.vms and self.report.profiles is not None:
             notes.extend(notes_of(observation, self.report.profiles))
         if self.report.heat is not None:

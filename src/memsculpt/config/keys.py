@@ -24,6 +24,7 @@ _PAGE = 4096.0
 AGENT = {
     "mode": Key("mode", values.choice(Mode)),
     "interval": Key("interval_s", values.duration(0.1, 60.0)),
+    "budget": Key("budget_ratio", values.ratio(0.0, 1.0)),
     "capacity": Key("capacity", values.ratio_or_size),  # becomes capacity_ratio or capacity_bytes
     "socket": Key("socket", values.absolute_path('"/run/memsculpt/agent.sock"', is_socket=True)),
     "state": Key("state", values.absolute_path('"/var/lib/memsculpt"')),

@@ -160,6 +160,7 @@ class Settings:
 
     mode: Mode = Mode.OBSERVE
     interval_s: float = 1.0
+    budget_ratio: float = 0.01  # of one processor: who only observes ticks less often where a tick costs more; 0: never
     capacity_bytes: int | None = None  # None: `capacity_ratio` of main memory
     capacity_ratio: float = 0.9
     socket: str = "/run/memsculpt/agent.sock"

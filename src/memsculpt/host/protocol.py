@@ -478,6 +478,10 @@ class Host(Clock, Observer, Looker, Pager, Sculptor, SlowNode, Limiter, Grouper,
         """
         ...
 
+    def pace(self, interval_s: float) -> None:
+        """Ask what is asked beside the ticks, the monitors of VMs, so often from now on."""
+        ...
+
     def wake(self) -> None:
         """Make a `wait_until` that is under way return now (True); safe from any thread."""
         ...

@@ -77,6 +77,7 @@ class MonitoredGuest(Guest):
     """A guest that can be asked through its monitor, saved, and begun again; `state` is where it was saved."""
 
     state: Path | None = None
+    is_arriving = False  # its guest is elsewhere still
     monitor: Monitor | None = None
 
     def close(self) -> None:
@@ -87,8 +88,8 @@ class MonitoredGuest(Guest):
         super().close()
 
     def wait_ready(self) -> None:
-        """Wait for the shell: of a restored guest it is there as soon as the guest goes on."""
-        if self.state is None:
+        """Wait for the shell: of a restored guest, or one that arrives, it is there as soon as the guest goes on."""
+        if self.state is None and not self.is_arriving:
             super().wait_ready()
 
     def ask(self, command: str, **arguments: Any) -> Any:
@@ -103,6 +104,18 @@ class MonitoredGuest(Guest):
         self.ask("migrate-set-parameters", **{"max-bandwidth": SAVE_BYTES_PER_S})
         self.ask("migrate", uri=f"exec:cat > {shlex.quote(str(path))}")
         self._poll("query-migrate", "completed")
+
+    def migrate_to(self, place: Path) -> None:
+        """Move the guest to the QEMU that waits at a socket, as it runs; this one has none from then on."""
+        self.ask("migrate-set-parameters", **{"max-bandwidth": SAVE_BYTES_PER_S})
+        self.ask("migrate", uri=f"unix:{place}")
+        self._poll("query-migrate", "completed")
+
+    def boot_anew(self) -> None:
+        """Reset the machine, as a guest's own reboot does, and wait for its shell."""
+        self.ask("set-action", reboot="reset")
+        self.ask("system_reset")
+        super().wait_ready()
 
     def begin_again(self) -> None:
         """Let a restored guest go on."""

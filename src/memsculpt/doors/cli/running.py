@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from memsculpt import act, profile
-from memsculpt.agent import Agent
+from memsculpt.agent import Agent, Pace
 from memsculpt.config import load_source
 from memsculpt.domain.settings import Mode, Settings
 from memsculpt.domain.units import format_bytes, format_duration_s
@@ -87,6 +87,7 @@ def run(wanted: Wanted) -> int:
             gate=preparing.read_gate(places.Path(settings.state), tell),
             refitting=preparing.refitting_for(settings),
             looks_beside=True,
+            pace=Pace(settings),
             sharing_seat=act.SharingSeat(places.SHARING_GROUP),
         )
         api = ApiServer(agent, socket_path=settings.socket, addresses=addresses)

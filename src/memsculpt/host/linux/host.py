@@ -101,6 +101,10 @@ class LinuxHost(LinuxPager, LinuxSculptor, LinuxSlowNode, LinuxHypervisor):
                     return True
         return False
 
+    def pace(self, interval_s: float) -> None:
+        """Ask the monitors of VMs so often from now on."""
+        self._vms.pace(interval_s)
+
     def wake(self) -> None:
         """End a wait that is under way."""
         os.eventfd_write(self._wakes, 1)

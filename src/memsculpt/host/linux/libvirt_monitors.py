@@ -90,7 +90,8 @@ class LibvirtMonitors:
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         """Start the thread; nothing is connected yet. `timeout_s` is for one answer."""
-        self._uri, self._timeout_s, self._interval_s = uri, timeout_s, interval_s
+        self._uri, self._timeout_s = uri, timeout_s
+        self.interval_s = interval_s  # may be set from any thread; counts from the next question on
         self._load, self._now_s, self._wall_s = load, now_s, wall_s
         self._libvirt: Any = None
         self._connection: Any = None
@@ -178,7 +179,7 @@ class LibvirtMonitors:
             elif targets and self._now_s() >= due_s:
                 due_s = self._now_s() + self._look(targets)
             elif self._now_s() >= due_s:
-                due_s = self._now_s() + self._interval_s
+                due_s = self._now_s() + self.interval_s
             with self._changed:
                 self._busy_since_s = None
 
@@ -195,7 +196,7 @@ class LibvirtMonitors:
         self._failures = 0
         with self._changed:
             self._told = {one: each for one, each in told.items() if one in self._targets}
-        return self._interval_s
+        return self.interval_s
 
     def _failed(self, problem: str, targets: Mapping[Instance, Target]) -> float:
         self._hang_up()
@@ -270,7 +271,7 @@ class LibvirtMonitors:
             features, period_s = features_from(domain.XMLDesc())
             sets_period = known is not None and known.sets_period
             if features.balloon and period_s == 0 and not sets_period:
-                domain.setMemoryStatsPeriod(max(1, round(self._interval_s)), self._libvirt.VIR_DOMAIN_AFFECT_LIVE)
+                domain.setMemoryStatsPeriod(max(1, round(self.interval_s)), self._libvirt.VIR_DOMAIN_AFFECT_LIVE)
                 sets_period = True
             known = self._domains[uuid] = _Domain(features, now_s, sets_period)
         return known

@@ -120,7 +120,8 @@ class Monitors:
         self._expected: dict[
             Instance, tuple[int, int, int]
         ] = {}  # where balloons may be by our own doing, and are to be
-        self._timeout_s, self._interval_s, self._dirty_every_s = timeout_s, interval_s, dirty_every_s
+        self._timeout_s, self._dirty_every_s = timeout_s, dirty_every_s
+        self.interval_s = interval_s  # may be set from any thread; counts from the next question on
         self._proc, self._now_s, self._wall_s = proc, now_s, wall_s
         self._lock = threading.Lock()
         self._told: dict[Instance, Told] = {}
@@ -239,7 +240,7 @@ class Monitors:
             link.times.close()
 
     def _new_asking(self, past: VmFacts | None) -> VmAsking:
-        stats_interval_s = max(1, round(self._interval_s))
+        stats_interval_s = max(1, round(self.interval_s))
         return VmAsking(stats_interval_s=stats_interval_s, dirty_every_s=self._dirty_every_s, past=past)
 
     def _advance(self, link: _Link, now_s: float) -> None:
@@ -284,7 +285,7 @@ class Monitors:
         else:
             return
         link.unsent += link.session.ask(commands)
-        due_s = link.due_s if link.job is not None else now_s + self._interval_s
+        due_s = link.due_s if link.job is not None else now_s + self.interval_s
         self._wait(link, f"no answer to {commands[0].name}", now_s)
         link.due_s = due_s
         self._send(link)

@@ -62,18 +62,18 @@ class VirtualMachines:
 
         `on_foreign_balloon` is called, from another thread, when a balloon moves that nobody here has asked to.
         """
-        self._settings, self._proc = settings, proc
+        self._settings, self._proc, self._interval_s = settings, proc, interval_s
         self._open_monitors = open_monitors or (
             lambda: Monitors(
                 timeout_s=settings.timeout_s,
-                interval_s=interval_s,
+                interval_s=self._interval_s,
                 dirty_every_s=settings.dirty_every_s,
                 proc=proc,
                 on_foreign_balloon=on_foreign_balloon,
             )
         )
         self._open_libvirt = open_libvirt or (
-            lambda: LibvirtMonitors(settings.libvirt, timeout_s=settings.timeout_s, interval_s=interval_s)
+            lambda: LibvirtMonitors(settings.libvirt, timeout_s=settings.timeout_s, interval_s=self._interval_s)
         )
         self._libvirt: LibvirtMonitors | None = None
         self._machines: dict[Instance, Machine] = {}
@@ -81,6 +81,13 @@ class VirtualMachines:
         self._extra: dict[str, int] = {}  # sockets that the configuration names, and who listens (0: not to be seen)
         self._extra_at_s = float("-inf")
         self._followed: tuple[object, object] = (None, None)  # of what what is asked was made
+
+    def pace(self, interval_s: float) -> None:
+        """Ask so often from now on."""
+        self._interval_s = interval_s
+        for asker in (self._libvirt, self._monitors):
+            if asker is not None:
+                asker.interval_s = interval_s
 
     def find(self, readings: Iterable[Reading], now_s: float) -> Mapping[Instance, Machine]:
         """Return the VMs among these processes, and have them asked from now on."""

@@ -115,6 +115,9 @@ class SimulatedHost(SimulatedSlowNode, SimulatedHypervisor, SimulatedMerger):
                 return True
         return False
 
+    def pace(self, interval_s: float) -> None:
+        """Do nothing: what is known of a VM here is as of now."""
+
     def wake(self) -> None:
         """End the wait that is under way, or else the next one."""
         self._woken.set()

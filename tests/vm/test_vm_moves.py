@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of a real guest's balloon when the guest boots anew, is saved or moves to another QEMU on its way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from memsculpt import act
+from memsculpt.agent import Agent
+from memsculpt.domain.observation import Observation
+from memsculpt.domain.settings import Mode, PartitionSettings, Settings, VmSettings
+from memsculpt.domain.vm import VmReading, VmState
+from memsculpt.domain.workload import Match
+from memsculpt.host import open_host
+from memsculpt_bench import vms_guests
+from memsculpt_bench.guests import debian, lab
+from memsculpt_bench.vms_guests import DailyGuest, DailyMachine
+
+# Any host that is opened on this machine finds these guests and takes one of their monitors.
+pytestmark = [pytest.mark.xdist_group("machine"), pytest.mark.timeout(120)]
+
+MIB = 1 << 20
+PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "cc": "gcc", "setpriv": "util-linux"}
+UUID = "3d0c1a52-5a0b-4c8e-9e0b-6f2f6d1b7a10"
+WHOLE_BYTES, CAPACITY_BYTES = 256 * MIB, 180 * MIB
+SERVICE_MIB = 20
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory) -> DailyMachine:
+    """A guest of 256 MiB, booted and saved."""
+    possible, reason = lab.probe(PROGRAMS)
+    if not possible:
+        pytest.skip(f"qemu_guest: {reason}")
+    try:
+        made = vms_guests.prepare(tmp_path_factory.mktemp("moves"), memory_bytes=WHOLE_BYTES)
+    except debian.Unavailable as error:
+        pytest.skip(f"qemu_guest: {error}")
+    return replace(made, name="lab-moves", uuid=UUID)
+
+
+@pytest.fixture
+def start(machine: DailyMachine, tmp_path: Path) -> Iterator[Callable[..., DailyGuest]]:
+    """Start a QEMU for it, each in a folder of its own."""
+    with ExitStack() as stack:
+
+        def started(name: str, **changes: Path | None) -> DailyGuest:
+            return stack.enter_context(DailyGuest(replace(machine, **changes), tmp_path / name))
+
+        yield started
+
+
+@pytest.fixture
+def guest(start: Callable[..., DailyGuest]) -> DailyGuest:
+    """A guest whose service works on 20 MiB, and which had 120 MiB for a moment."""
+    booted = start("first")
+    booted.serve(SERVICE_MIB, 120, 3_600_000, 1500, 500, 0)
+    return booted
+
+
+@pytest.fixture
+def agent(guest: DailyGuest, tmp_path: Path) -> Iterator[Agent]:
+    """An agent with a partition for the guest that is too small for what its QEMU holds."""
+    settings = Settings(
+        mode=Mode.APPLY,
+        interval_s=0.2,
+        capacity_bytes=CAPACITY_BYTES,
+        vms=VmSettings(discover=False, sockets=(f"{tmp_path}/*/manager.qmp",), floor_bytes=64 * MIB),
+        partitions=(PartitionSettings(name="vm", match=Match(vm="lab-moves")),),
+    )
+    host = open_host(settings)
+    journal = act.Journal.open(tmp_path / "state", machine_lock=None)
+    try:
+        host.watch(settings.partitions)
+        yield Agent(host=host, settings=settings, journal=journal)
+    finally:
+        journal.close()
+        host.close()
+
+
+def until(agent: Agent, condition: Callable[[], bool], *, timeout_s: float = 45.0) -> None:
+    """Tick a few times a second until it holds."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, (agent.report.notes, agent.report.plan, agent.report.profiles)
+        agent.tick()
+        time.sleep(0.2)
+
+
+def reading(agent: Agent) -> VmReading | None:
+    """What the agent knows of the VM."""
+    seen: Observation | None = agent.report.observation
+    found = [one for one in seen.vms if one.id == UUID] if seen is not None else []
+    assert len(found) <= 1, "one identity, one reading"
+    return found[0] if found else None
+
+
+def runs_in(agent: Agent, guest: DailyGuest) -> bool:
+    """Whether the agent sees it run there, and has its guest's own figures."""
+    told = reading(agent)
+    if told is None or told.process.pid != guest.pid or told.state is not VmState.RUNNING:
+        return False
+    return told.guest is not None and agent.report.profiles.guests["vm:lab-moves"].is_told
+
+
+def test_a_guest_that_boots_anew_keeps_its_vm(guest: DailyGuest, agent: Agent):
+    """Reset while its balloon is on its way down: its new need is read, the balloon goes on, and the end undoes it."""
+    until(agent, lambda: guest.balloon() < 240 * MIB)
+    reset_at_s = time.time()
+    with ThreadPoolExecutor(1) as beside:
+        booted = beside.submit(guest.boot_anew)
+        until(agent, booted.done)
+    booted.result()
+    until(agent, lambda: guest.balloon() < 200 * MIB and guest.statistics_at_s() > reset_at_s)
+    assert runs_in(agent, guest)
+    demand = agent.report.profiles.guests["vm:lab-moves"]
+    assert demand.swapped_bytes == 0
+    assert 0 < demand.need_bytes < guest.balloon()
+    assert agent.close().is_complete
+    until_balloon(guest, WHOLE_BYTES)
+
+
+@pytest.mark.parametrize("way", ["live", "saved"])
+def test_a_guest_that_moves_takes_its_balloon_along(guest: DailyGuest, agent: Agent, start, tmp_path, way: str):
+    """The same VM in another process: known by its UUID, asked there, and given back there, its memory unchanged."""
+    there = start("second", arrives_at=tmp_path / "arrives", state=None) if way == "live" else None
+    until(agent, lambda: guest.balloon() < 240 * MIB)
+    if there is not None:
+        guest.migrate_to(tmp_path / "arrives")
+    else:
+        guest.save(tmp_path / "saved")
+        until(agent, lambda: reading(agent).state in {VmState.PAUSED, VmState.MIGRATING})
+        stood = guest.balloon()
+        for _ in range(10):
+            agent.tick()
+        assert guest.balloon() == stood, "who is saved is left alone"
+        there = start("second", state=tmp_path / "saved")
+    guest.close()
+    until(agent, lambda: runs_in(agent, there))
+    until(agent, lambda: there.balloon() < 200 * MIB)
+    assert there.read().held_bytes == SERVICE_MIB * MIB, "the service lives, and its memory is what it wrote"
+
+    assert agent.close().is_complete
+    until_balloon(there, WHOLE_BYTES)
+
+
+def until_balloon(guest: DailyGuest, size_bytes: int) -> None:
+    deadline_s = time.monotonic() + 20.0
+    while guest.balloon() != size_bytes:
+        assert time.monotonic() < deadline_s, f"{guest.balloon()} of {size_bytes}"
+        time.sleep(0.05)
