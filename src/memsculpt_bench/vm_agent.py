@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """bench vm-agent: what virtual machines cost the agent.
 
-The agent runs as a user starts it (observing, without partitions, with its budget of 1 % of a processor) beside processes that look like QEMU from outside: its
-name, a command line with name, UUID and monitor, four threads as virtual processors. Their monitors are served by one
-process that answers as QEMU does (qmp_peers.py) and is not counted. Nothing else of a VM costs the agent anything.
+The agent runs as a user starts it (observing, without partitions, with its budget of 1 % of a processor) beside
+processes that look like QEMU from outside: its name, a command line with name, UUID and monitor, four threads as
+virtual processors. Their monitors are served by one process that answers as QEMU does (qmp_peers.py) and is not
+counted. Nothing else of a VM costs the agent anything.
 
 Arms, one after another in each round:
 
@@ -52,8 +53,8 @@ def run(rounds: int = 5, *, quick: bool = False, say: Say | None = None) -> dict
                 arms[name][figure].append(value)
         tell(
             f"round {number + 1} of {rounds}: {arms['none']['cpu_ratio'][-1]:.2%} of a core without VMs, "
-            f"{arms['vms']['cpu_ratio'][-1]:.2%} and {arms['vms']['resident_peak_mib'][-1]:.1f} MiB with {count}, a look "
-            f"every {arms['vms']['tick_s'][-1]:.1f} s; {arms['second']['cpu_ratio'][-1]:.2%} with one every second"
+            f"{arms['vms']['cpu_ratio'][-1]:.2%} and {arms['vms']['resident_peak_mib'][-1]:.1f} MiB with {count}, a "
+            f"look every {arms['vms']['tick_s'][-1]:.1f} s; {arms['second']['cpu_ratio'][-1]:.2%} with one every second"
         )
     pairs = zip(arms["second"]["cpu_ratio"], arms["none"]["cpu_ratio"], strict=True)
     return result(

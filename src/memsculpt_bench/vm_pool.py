@@ -137,7 +137,7 @@ def _is_found(sculpting: Sculpting, host: Host) -> bool:
     observation = host.observe()
     if not any(one.name == VM and one.state is VmState.RUNNING for one in observation.vms):
         return False
-    sculpting.watch(observation)
+    sculpting.kept.watch(observation)
     try:
         return sculpting.stats(VM_UUID).guest is not None
     except UsageError:  # its process is not among the partition's yet

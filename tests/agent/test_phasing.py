@@ -134,7 +134,7 @@ def test_switched_off_nothing_is_learnt_nor_looked_at_more_often(sculpt: Sculpt,
         (process,) = run.host.instances("turner")
 
         assert prefetches(run) == []
-        assert process not in run.agent._sculpting._phasing
+        assert process not in run.agent._sculpting.kept.phasing
 
 
 def test_observing_shows_it_and_moves_nothing(tmp_path: Path):
@@ -151,12 +151,12 @@ def test_one_that_ends_meanwhile_is_forgotten_and_learnt_anew(tmp_path: Path):
     with running(lab(), configured(), tmp_path) as run:
         run.go(PROGRAM.load_s + 3.5 * PERIOD_S)
         (process,) = run.host.instances("turner")
-        assert process in run.agent._sculpting._phasing
+        assert process in run.agent._sculpting.kept.phasing
         count = len(prefetches(run))
         run.host.kill(process)
         run.go(PROGRAM.load_s + 4 * PERIOD_S)
 
-        assert process not in run.agent._sculpting._phasing
+        assert process not in run.agent._sculpting.kept.phasing
         assert run.agent.report.failed_count == 0
         later = [one for one in prefetches(run)[count:] if one.action.process != process]
         assert later

@@ -210,7 +210,7 @@ def test_a_plan_is_told_what_may_leave_and_what_is_gone():
     assert after.gone_bytes == moved.moved_bytes
     assert after.cold_bytes == pytest.approx(before.cold_bytes - moved.moved_bytes, abs=MIB)
     scene.host.kill(before.process)
-    scene.sculpting.watch(scene.host.observe())
+    scene.sculpting.kept.watch(scene.host.observe())
     assert scene.sculpting.summaries(scene.host.observe()) == ()
     with pytest.raises(Vanished):
         scene.sculpting.carry_out(action, 32 * MIB, scene.host.observe())

@@ -40,7 +40,7 @@ def test_what_leaked_goes_to_the_slow_node_without_any_swap():
     assert stats.to_slow_node_bytes == pytest.approx(192 * MIB, abs=4 * MIB)
     assert (stats.paged_out_bytes, stats.resident_after_bytes) == (0, stats.resident_before_bytes)
     assert "to the slow node, where it is used without a fault" in stats.reason
-    (known,) = scene.sculpting._known.values()
+    (known,) = scene.sculpting.kept
     assert int((known.blocks.tier == Tier.SLOW).sum()) * known.blocks.pool.block_bytes == stats.on_slow_node_bytes
     (settled,) = scene.watch(130)
     assert settled.verdict is Verdict.PAID

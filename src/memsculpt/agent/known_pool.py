@@ -115,6 +115,17 @@ class KnownPool:
             return math.nan, math.nan, math.nan
         return learn.rates(self.readings[0], self.readings[-1])
 
+    def loss_ratio(self, fault_s: float) -> float:
+        """Return the share of time that is lost to its faults at so many seconds each; 0 while that is not known."""
+        faults_per_s = self.rates()[0]
+        return 0.0 if math.isnan(faults_per_s) else faults_per_s * fault_s
+
+    @property
+    def cpu_ratio(self) -> float:
+        """Return of how many processors it makes use; 0 while that is not known."""
+        ratio = self.rates()[2]
+        return 0.0 if math.isnan(ratio) else ratio
+
     def empty_pool(self) -> Pool:
         """Return the pool while it is not known where it has memory."""
         return Pool(id=self.id, workload=self.workload, process=self.process, ranges=())

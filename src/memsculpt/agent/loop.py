@@ -307,7 +307,7 @@ class Agent:
         if self._sensor.is_busy:
             return self.report.heat
         looked = self._sensor.collect()
-        self._sculpting.absorb(looked)
+        self._sculpting.kept.absorb(looked)
         self._sensing = profile.absorb_looks(self._sensing, looked, touch_cost_s=self._touch_cost_s)
         self._look_at_whole_pools(observation, self._touch_cost_s)
         rest_ratio = self._rest_ratio(observation.time_s) + self._growth.spent_ratio
@@ -324,10 +324,10 @@ class Agent:
 
     def _look_at_whole_pools(self, observation: Observation, touch_cost_s: float) -> None:
         """Look at the pools whose phases are learnt, which pay for it themselves."""
-        for process, is_changed in self._sculpting.wanted(observation):
+        for process, is_changed in self._sculpting.kept.wanted(observation):
             if is_changed:
                 surveyed = self._sensor.look((LookAt(kind=LookKind.SURVEY, process=process),))
-                self._sculpting.absorb(surveyed)
+                self._sculpting.kept.absorb(surveyed)
                 self._sensing = profile.absorb_looks(
                     self._sensing, surveyed, touch_cost_s=touch_cost_s, is_budgeted=False
                 )
@@ -337,7 +337,7 @@ class Agent:
                     self._sensing, looked, touch_cost_s=touch_cost_s, is_budgeted=False
                 )
                 cost_s = profile.cost_of_looks(looked, touch_cost_s)
-                self._sculpting.see(process, looked, observation, cost_s)
+                self._sculpting.kept.see(process, looked, observation, cost_s)
 
     def _sculpt(self, observation: Observation) -> None:
         """Take back what did not pay, and do what was asked."""

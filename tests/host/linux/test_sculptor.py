@@ -21,6 +21,8 @@ MAPS = {
     "7f0000000000-7f0000200000 rw-p 00000000 08:01 42  /usr/lib/libc.so.6": "a file's",
     "7f0000000000-7f0000200000 rw-p 00000000 00:10 42  /anon_hugepage (deleted)": "huge TLB memory",
     "7f0000000000-7f0000200000 rw-p 00000000 00:05 42  /dev/mem": "a device's",
+    "7f0000000000-7f0000200000 rw-s 00000000 00:14 42  /sys/devices/pci0000:00/0000:00:02.0/resource0": "a device's",
+    "7f0000000000-7f0000200000 rw-s 00000000 00:1a 42  /dev/shm/ring": "shared memory",
 }
 
 

@@ -36,6 +36,8 @@ CAUSES = {
     errno.EINVAL: "huge pages are switched off for it, or a forked process shares it",
     errno.EFAULT: "unmapped meanwhile",
 }
+# Devices are mapped by their files, and by sysfs where they lie on a bus; some of /dev is plain memory.
+DEVICES, NO_DEVICES = ("/dev/", "/sys/"), ("/dev/zero", "/dev/shm/", "/dev/hugepages/")  # noqa: S108  nothing is made
 OFF_BORDER = "shared memory off the borders of 2 MiB of its file: no huge page fits"
 
 
@@ -195,10 +197,12 @@ def why_not(mapping: pages.Mapping) -> str:
         return ""
     if mapping.is_file and mapping.name.startswith("/anon_hugepage"):
         return "huge TLB memory"
+    if mapping.name.startswith(DEVICES) and not mapping.name.startswith(NO_DEVICES):
+        return "a device's"
     if mapping.is_shared:
         return "shared memory"
     if mapping.is_file:
-        return "a device's" if mapping.name.startswith("/dev/") else "a file's"
+        return "a file's"
     return "a stack, or the kernel's" if mapping.is_writable else "not writable"
 
 
