@@ -75,12 +75,16 @@ def test_a_vm_that_is_gone_needs_nothing(host, journal):
     assert journal.ledger.changes == ()
 
 
-def test_another_life_of_a_vm_has_its_own_first_value(host, journal):
+@pytest.mark.parametrize(("is_given_up", "comes_back"), [(False, VM_BYTES), (True, 480 * MIB)])
+def test_the_first_value_is_that_of_the_vm_whatever_process_it_is_in(host, journal, is_given_up, comes_back):
+    """A migration takes the balloon along; of another life of the VM the first one's is given up before."""
     do(host, journal, set_balloon(to_bytes=300 * MIB))
-    reborn = Instance(pid=99, start_ticks=5)
-    do(host, journal, set_balloon(from_bytes=480 * MIB, to_bytes=460 * MIB, process=reborn))
+    if is_given_up:
+        give_up_balloon(journal, VM)
+    elsewhere = Instance(pid=99, start_ticks=5)
+    do(host, journal, set_balloon(from_bytes=480 * MIB, to_bytes=460 * MIB, process=elsewhere))
     restore(host, journal)
-    assert host.read_balloon(VM) == 480 * MIB
+    assert host.read_balloon(VM) == comes_back
 
 
 def test_taking_is_budgeted_and_giving_is_not(host, journal):

@@ -285,6 +285,29 @@ class TestWhoElse:
         assert planner.balloons["name:idle"].asked_bytes is None
         assert planner.balloons["name:idle"].foreign_at_s == float("-inf")
 
+    def test_a_vm_that_goes_on_in_another_process_takes_its_balloon_along(self):
+        """Migrated, or from a saved state: wherever it was on its way, it is ours to give back, and no refusal."""
+        planner, plan = plan_for((IDLE, BUSY), capacity=TIGHT_MIB)
+        planner = asked(planner, plan, 1000.0)
+        ask = asks_of(plan)["idle"].to_bytes
+        for size in (ask, (ask + 512 * MIB) // 2):
+            moved = replace(IDLE, pid=4242, balloon=size / MIB)
+            after, _ = plan_for((moved, BUSY), capacity=TIGHT_MIB, planner=planner, now_s=1000.0 + 2 * PATIENCE_S)
+            known = after.balloons["name:idle"]
+            assert known.process.pid == 4242
+            assert known.most_bytes == 512 * MIB
+            assert known.refusals_count == 0
+            assert known.foreign_at_s == float("-inf")
+
+    def test_a_balloon_elsewhere_in_another_process_is_somebody_elses(self):
+        planner, plan = plan_for((IDLE, BUSY), capacity=TIGHT_MIB)
+        planner = asked(planner, plan, 1000.0)
+        below = asks_of(plan)["idle"].to_bytes / MIB - 40
+        moved = replace(IDLE, pid=4242, balloon=below)
+        planner, _ = plan_for((moved, BUSY), capacity=TIGHT_MIB, planner=planner, now_s=1001.0)
+        assert planner.balloons["name:idle"].asked_bytes is None
+        assert planner.balloons["name:idle"].most_bytes == below * MIB
+
     def test_an_ask_that_was_not_made_is_made_again(self):
         """As in observe mode: nothing was asked, so nobody refuses."""
         planner, plan = plan_for((IDLE, BUSY), capacity=TIGHT_MIB)

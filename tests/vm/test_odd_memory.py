@@ -17,9 +17,14 @@ start_of = lambda memory: ctypes.addressof(ctypes.c_char.from_buffer(memory))
 reserved = mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)  # MAP_HUGETLB
 content = os.urandom(4 << 20)
 reserved[:] = content
-device = max(glob.glob("/sys/bus/pci/devices/*/resource[0-9]"), key=os.path.getsize)
-with open(device, "r+b") as file:
-    registers = mmap.mmap(file.fileno(), 4096, flags=mmap.MAP_SHARED)  # never touched: reading may have effects
+def registers_of(paths):  # of the first that has memory: ports cannot be mapped; never touched, for reading has effects
+    for path in paths:
+        try:
+            with open(path, "r+b") as file:
+                return mmap.mmap(file.fileno(), 4096, flags=mmap.MAP_SHARED)
+        except (OSError, ValueError):  # ports, or less than a page
+            continue
+registers = registers_of(sorted(glob.glob("/sys/bus/pci/devices/*/resource[0-9]")))
 print(start_of(reserved), start_of(registers), flush=True)
 for line in sys.stdin:
     print(reserved[:] == content, flush=True)

@@ -369,8 +369,6 @@ class _Run:
             if to_bytes == action.from_bytes:
                 return _Done(status=Status.FAILED, problem="this second's budget for taking memory is spent")
         earlier = self._journal.ledger.balloon(action.vm)
-        if earlier is not None and earlier.process != action.process:
-            earlier = None  # another life of the VM: its balloon began anew
         known = (action.from_bytes, to_bytes) if earlier is None else (earlier.low_bytes, earlier.high_bytes, to_bytes)
         self._journal.append(
             BalloonAsked(

@@ -71,6 +71,10 @@ class Ballooning:
         asked: list[str] = []
         for reading in observation.vms:
             balloon = balloons.get(reading.id)
+            if balloon is not None and balloon.asked_bytes is None and journal is not None:
+                earlier = journal.ledger.balloon(reading.id)
+                if earlier is not None and earlier.process != reading.process:  # another life: its balloon began anew
+                    act.give_up_balloon(journal, reading.id)
             if balloon is None or balloon.foreign_at_s <= self._foreign_at_s.get(reading.id, float("-inf")):
                 continue
             is_new = balloon.foreign_at_s - self._foreign_at_s.get(reading.id, float("-inf")) > UNDER_WAY_S

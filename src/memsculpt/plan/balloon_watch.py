@@ -8,6 +8,7 @@ A balloon moves at the guest's pace, so every value between where it was when we
 - Back up, within what the operator left it: the guest took memory back (deflate-on-oom, a reboot), or somebody gave it.
   We stand back for GIVEN_BACK_REST_S. After a reboot a guest returns to our ask by itself (QEMU keeps the target), so
   what is still elsewhere then was somebody's ask; not where the guest has deflate-on-oom, for that lasts.
+- The VM goes on in another process, after a migration or from a saved state: its balloon is where it was, and ours.
 - No step nearer for PATIENCE_S in which it ran: it refuses, or ignores us. It is left alone, longer each time, and the
   ask is taken back: one that stays open might be followed later, when the guest needs the memory.
 """
@@ -35,7 +36,9 @@ def follow_balloon(known: Balloon | None, reading: VmReading, now_s: float) -> B
     actual = reading.balloon_bytes
     if actual is None:
         return None
-    if known is None or known.process != reading.process:
+    if known is not None and known.process != reading.process:
+        known = _come_along(known, reading, actual, now_s)
+    if known is None:
         return Balloon(process=reading.process, most_bytes=actual, seen_bytes=actual, moved_at_s=-math.inf)
     if reading.state is not VmState.RUNNING:
         known = replace(known, stood_at_s=now_s)
@@ -73,6 +76,21 @@ def follow_balloon(known: Balloon | None, reading: VmReading, now_s: float) -> B
             "its guest does not follow what its balloon is asked",
         )
     return known
+
+
+def _come_along(known: Balloon, reading: VmReading, actual_bytes: int, now_s: float) -> Balloon | None:
+    """Return what is known of a balloon that has come to another process with its VM; None where it began anew.
+
+    A migration and a saved state take it along, where it was and is asked to be; a VM that is started has all it may
+    have. So what lies where our asks have led is ours to give back still.
+    """
+    if known.asked_bytes is None:
+        return None
+    low, high = sorted((known.asked_bytes, known.asked_from_bytes))
+    is_ours = low - OVERSHOOT_BYTES <= actual_bytes <= high + OVERSHOOT_BYTES
+    if not is_ours or actual_bytes >= known.most_bytes:
+        return None
+    return replace(known, process=reading.process, seen_bytes=actual_bytes, asked_at_s=now_s, moved_at_s=now_s)
 
 
 def must_withdraw(balloon: Balloon, now_s: float) -> bool:

@@ -49,6 +49,7 @@ SHORT_SWAP_IN_BYTES_PER_S = 0.25 * MIB
 SHORT_FAULTS_PER_S, LITTLE_RATIO, NOTHING_RATIO = 20.0, 0.15, 0.03
 RELIEF_RATIO, RELIEF_LEAST_BYTES = 1 / 8, 16 * MIB
 SHORT_REST_S = 5.0  # so long after it was short, a guest is asked for nothing
+GONE_KEPT_S = 86_400.0  # a VM that was saved, and may begin again with the balloon that it had
 GREW_BYTES, GREW_REST_S = 4 * MIB, 5.0  # nor after its need has risen: what it is told to need is a second old
 
 
@@ -129,12 +130,18 @@ def set_balloons(
 
 
 def follow_all(planner: PlannerState, observation: Observation) -> dict[VmId, Balloon]:
-    """Return what is known of every balloon now."""
-    known: dict[VmId, Balloon] = {}
+    """Return what is known of every balloon now.
+
+    Of a VM that does not tell, or is gone for a while (saved), what was asked is kept: it may come back with that.
+    """
+    oldest_s = observation.time_s - GONE_KEPT_S
+    known = {
+        vm: one for vm, one in planner.balloons.items() if one.asked_bytes is not None and one.followed_at_s > oldest_s
+    }
     for reading in observation.vms:
         followed = follow_balloon(planner.balloons.get(reading.id), reading, observation.time_s)
         if followed is not None:
-            known[reading.id] = followed
+            known[reading.id] = replace(followed, followed_at_s=observation.time_s)
     return known
 
 

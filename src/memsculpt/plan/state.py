@@ -67,6 +67,7 @@ class Balloon:
     process: Instance
     most_bytes: int  # what it was found with, or what somebody else has set since
     seen_bytes: int  # at the last plan
+    followed_at_s: float = float("-inf")  # when it was last told
     moved_at_s: float  # when that was last another value
     asked_bytes: int | None = None  # our last ask; None: it is as others left it
     asked_from_bytes: int = 0  # where it was then, or was on its way to

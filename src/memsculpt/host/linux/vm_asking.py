@@ -141,9 +141,8 @@ class VmAsking:
         """Take an event; what it tells needs no question, but for a while more may come of it."""
         if event.name in STIRRING:
             self.stir()
-        if event.name == "RESUME":
-            self._settle_state(VmState.RUNNING)
-        elif event.name == "STOP":
+        # RESUME is only stirring: who has arrived by a migration runs with a balloon that was not asked for yet.
+        if event.name == "STOP":
             self._settle_state(VmState.PAUSED)
         elif event.name == "SHUTDOWN":
             self._settle_state(VmState.ENDING)
