@@ -13,7 +13,6 @@ from memsculpt.domain.pages import Touches
 from memsculpt.domain.pool import (
     INCOMPRESSIBLE,
     Blocks,
-    Pool,
     PoolSummary,
     SculptDone,
     SculptRequest,
@@ -46,6 +45,8 @@ class KnownPool:
     mistakes: Counter[type[SculptRequest]] = field(default_factory=Counter[type[SculptRequest]])
     refused_until_s: dict[type[SculptRequest], float] = field(default_factory=dict[type[SculptRequest], float])
     stats: SculptStats = field(default_factory=lambda: SculptStats(pool=""))
+    told: SculptStats | None = None  # what was last said of it, of ...
+    told_of: tuple[object, ...] = ()  # ... these
     paged_out_at_s: float = -math.inf
     gathered_at_s: float = -math.inf
     gone_bytes: int = 0  # sent out and not brought back by sculpts
@@ -125,7 +126,3 @@ class KnownPool:
         """Return of how many processors it makes use; 0 while that is not known."""
         ratio = self.rates()[2]
         return 0.0 if math.isnan(ratio) else ratio
-
-    def empty_pool(self) -> Pool:
-        """Return the pool while it is not known where it has memory."""
-        return Pool(id=self.id, workload=self.workload, process=self.process, ranges=())

@@ -92,11 +92,16 @@ class Phasing:
         """Tell whether a pool is followed."""
         return process in self._followed
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether phases are to be learnt at all."""
+        return self._settings.plan.sculpt is Sculpt.ALL and self._settings.plan.prefetch
+
     # --- who is followed, and when it is looked at --------------------------------------------------------------------
 
     def follow(self, observation: Observation, sizes: Mapping[Instance, int]) -> None:
         """Choose whose phases are learnt; `sizes` are the blocks of every pool by process."""
-        if self._settings.plan.sculpt is not Sculpt.ALL or not self._settings.plan.prefetch:
+        if not self.is_wanted:
             return
         self._waits.follow(observation, sizes)
         wanted = sorted(

@@ -38,6 +38,8 @@ class Pools:
         self._host, self._settings, self._journal = host, settings, journal
         self._known: dict[Instance, KnownPool] = {}
         self._readers: dict[Instance, PageReader] = {}
+        self._rows: dict[Instance, int] = {}  # of the pools' processes, in the observations
+        self._named_of: object = None  # of what those and the names were made
         self.phasing = Phasing(settings)
         self.guests = Guests(host)
 
@@ -76,16 +78,17 @@ class Pools:
         self.guests.follow(observation)
         self._name_pools(observation)
         self.guests.find_ram(self._known.keys(), observation.time_s)
-        for known in self._known.values():
-            pool = known.blocks.pool if known.blocks is not None else known.empty_pool()
-            reading = learn.read_pool(observation, pool)
-            if reading is not None:
-                known.readings.append(reading)
+        readings = learn.readings_of(observation, list(self._rows.values()))
+        for process, reading in zip(self._rows, readings, strict=True):
+            known = self._known[process]
+            known.readings.append(reading)
             while known.readings and known.readings[0].at_s < observation.time_s - READINGS_S:
                 known.readings.popleft()
 
     def wanted(self, observation: Observation) -> tuple[tuple[Instance, bool], ...]:
         """Choose whose phases are learnt; return who is to be looked at as a whole now, and whether surveyed before."""
+        if not self.phasing.is_wanted:
+            return ()
         sizes = {process: one.blocks.pool.count for process, one in self._known.items() if one.blocks is not None}
         self.phasing.follow(observation, sizes)
         return self.phasing.due(observation)
@@ -166,14 +169,21 @@ class Pools:
     # ---- inside
 
     def _name_pools(self, observation: Observation) -> None:
+        """Find the partitions' processes, and what their pools are called; from one tick to the next few come or go."""
         rows, processes = observation.workloads, observation.processes
+        columns = (processes.pids, processes.start_ticks, processes.workload_index)
+        vms = tuple((one.process, one.workload) for one in observation.vms)
+        named_of = (rows.ids, rows.partitions, vms, *(column.tobytes() for column in columns))
+        if named_of == self._named_of:
+            return
+        self._named_of, self._rows = named_of, {}
         named = [row for row, partition in enumerate(rows.partitions) if partition is not None]
         members: Mapping[int, list[Instance]] = {row: [] for row in named}
-        for pid, ticks, row in zip(
-            processes.pids.tolist(), processes.start_ticks.tolist(), processes.workload_index.tolist(), strict=True
-        ):
+        for number, (pid, ticks, row) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
             if row in members:
-                members[row].append(Instance(pid=pid, start_ticks=ticks))
+                process = Instance(pid=pid, start_ticks=ticks)
+                members[row].append(process)
+                self._rows[process] = number
         living: set[Instance] = set()
         for row, instances in members.items():
             for process in instances:
@@ -187,6 +197,8 @@ class Pools:
 
     def _forget(self, process: Instance) -> None:
         self._known.pop(process, None)
+        self._rows.pop(process, None)
+        self._named_of = None
         if self._journal is not None:
             act.forget_slow(self._journal, process)
         self.phasing.forget(process)

@@ -25,6 +25,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from operator import is_
 
 import numpy as np
 
@@ -468,11 +469,17 @@ class Sculpting:
         return True
 
     def _told(self, known: KnownPool) -> SculptStats:
-        zones = (0, 0, 0, 0)
-        if known.blocks is not None:
-            first, second, third, fourth = (known.blocks.zone_bytes(zone) for zone in Zone)
-            zones = (first, second, third, fourth)
-        return replace(known.stats, pool=known.id, zone_bytes=zones, guest=self.kept.guests.told(known.process))
+        """Return what is said of a pool; of most nothing has changed since it was last asked for."""
+        guest = self.kept.guests.told(known.process)
+        told_of = (known.blocks, known.stats, known.id)
+        if known.told is None or guest != known.told.guest or not all(map(is_, told_of, known.told_of)):
+            zones = (0, 0, 0, 0)
+            if known.blocks is not None:
+                first, second, third, fourth = (known.blocks.zone_bytes(zone) for zone in Zone)
+                zones = (first, second, third, fourth)
+            known.told = replace(known.stats, pool=known.id, zone_bytes=zones, guest=guest)
+            known.told_of = told_of
+        return known.told
 
 
 def _asked_bytes(request: SculptRequest) -> int:

@@ -2,9 +2,8 @@
 """What came of it: forecasts scored, actions judged, and what that says about the next plan."""
 
 from memsculpt.learn.corrections import neutral_corrections
-from memsculpt.learn.sculpt import Reading, rates, refused_for_s
+from memsculpt.learn.sculpt import Reading, rates, readings_of, refused_for_s
 from memsculpt.learn.sculpt import judge as judge_sculpt
-from memsculpt.learn.sculpt import read as read_pool
 from memsculpt.learn.step import Learner, outcomes, scores, step
 
 __all__ = [
@@ -14,7 +13,7 @@ __all__ = [
     "neutral_corrections",
     "outcomes",
     "rates",
-    "read_pool",
+    "readings_of",
     "refused_for_s",
     "scores",
     "step",

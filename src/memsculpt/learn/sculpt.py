@@ -7,14 +7,16 @@ A prefetch pays when at least half of what came was then touched. What did not p
 before a time that doubles with each mistake.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from memsculpt.domain.arrays import Int64
 from memsculpt.domain.observation import Observation
 from memsculpt.domain.pages import PAGE_BYTES
-from memsculpt.domain.pool import Blocks, Pool, SculptDone, Verdict
+from memsculpt.domain.pool import Blocks, SculptDone, Verdict
 
 WINDOW_S = 30.0
 WINDOW_MOST_S = 600.0
@@ -28,8 +30,7 @@ REFUSED_S = 300.0
 REFUSED_MOST_S = 4 * 3600.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Reading(NamedTuple):
     """Counters of a pool's process and workload at one moment."""
 
     at_s: float
@@ -50,21 +51,12 @@ class Judgement:
     recall: float = float("nan")
 
 
-def read(observation: Observation, pool: Pool) -> Reading | None:
-    """Return the counters, None when the process is not among those observed."""
+def readings_of(observation: Observation, rows: Sequence[int]) -> list[Reading]:
+    """Return the counters of the processes in these rows."""
     processes = observation.processes
-    rows = np.flatnonzero(
-        (processes.pids == pool.process.pid) & (processes.start_ticks == pool.process.start_ticks)
-    ).tolist()
-    if not rows:
-        return None
-    workload = int(processes.workload_index[rows[0]])
-    return Reading(
-        at_s=observation.time_s,
-        major_faults_count=int(processes.major_faults_count[rows[0]]),
-        cpu_s=float(processes.cpu_s[rows[0]]),
-        stall_s=float(observation.workloads.some_stall_s[workload]),
-    )
+    faults, cpu_s = processes.major_faults_count[rows].tolist(), processes.cpu_s[rows].tolist()
+    stall_s = observation.workloads.some_stall_s[processes.workload_index[rows]].tolist()
+    return [Reading(observation.time_s, *counters) for counters in zip(faults, cpu_s, stall_s, strict=True)]
 
 
 def rates(before: Reading, after: Reading) -> tuple[float, float, float]:

@@ -271,7 +271,7 @@ def _shares(now: Situation, movable: list[_Vm], sizes: Sizes) -> Mapping[VmId, i
     mine[[vm.row for vm in vms]] = True
     inside = now.workloads.partition_row >= 0
     others = now.sum_by_partition(np.where(inside & ~mine, now.workloads.need_bytes, 0))
-    concerned = np.unique([vm.partition for vm in vms])
+    concerned = np.array(sorted({vm.partition for vm in vms}), np.int64)
     resting = inside & ~mine & _is_vm(now)
     beyond = np.where(resting, np.maximum(now.workloads.held_bytes - now.workloads.need_bytes, 0), 0)
     room = sizes.size_bytes[concerned] - others[concerned]

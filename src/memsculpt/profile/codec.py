@@ -30,6 +30,7 @@ else:
 Codes: TypeAlias = npt.NDArray[np.int32]
 
 LEVEL = 3
+ROWS_AT_ONCE = 512
 MISSING = np.iinfo(np.int32).min
 """The code of what is not known."""
 
@@ -59,14 +60,24 @@ def quantise(values: Float64) -> Codes:
 
 
 def restore(codes: Codes) -> tuple[Float64, Bool]:
-    """Return values and which of them are known, both in the shape of `codes`; 0 where they are not."""
+    """Return values and which of them are known, both in the shape of `codes`; 0 where they are not.
+
+    Some rows at a time: what it takes meanwhile is several times the result, and the agent has little memory.
+    """
+    values, is_known = np.empty(codes.shape, np.float64), codes != MISSING
+    for at in range(0, len(codes), ROWS_AT_ONCE):
+        part = slice(at, at + ROWS_AT_ONCE)
+        values[part] = _values_of(codes[part], is_known[part])
+    return values, is_known
+
+
+def _values_of(codes: Codes, is_known: Bool) -> Float64:
     count = codes.shape[-1]
     bits = _BITS[:count]
-    is_known = codes != MISSING
     size = np.abs(np.where(is_known, codes, 0).astype(np.int64))
     shifts = np.maximum((size >> bits) - 1, 0)
     units = np.ldexp((size - (shifts << bits)).astype(np.float64), shifts)
-    return np.where((codes < 0) & is_known, -units, units) * _UNITS[:count], is_known
+    return np.where((codes < 0) & is_known, -units, units) * _UNITS[:count]
 
 
 def encode(codes: Codes, *, place: bytes) -> bytes:

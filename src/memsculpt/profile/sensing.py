@@ -247,14 +247,11 @@ def _wanted(observation: Observation) -> dict[Instance, tuple[WorkloadId, int]]:
     """Return the processes of partitions, each with its workload and resident bytes: only those are ever touched."""
     processes, workloads = observation.processes, observation.workloads
     resident = processes.anon_bytes + processes.file_bytes + processes.shmem_bytes
-    inside = [row for row, index in enumerate(processes.workload_index.tolist()) if workloads.partitions[index]]
+    columns = (processes.pids, processes.start_ticks, processes.workload_index, resident)
     return {
-        Instance(pid=int(processes.pids[row]), start_ticks=int(processes.start_ticks[row])): (
-            workloads.ids[int(processes.workload_index[row])],
-            int(resident[row]),
-        )
-        for row in inside
-        if resident[row] > 0
+        Instance(pid=pid, start_ticks=start_ticks): (workloads.ids[index], resident_bytes)
+        for pid, start_ticks, index, resident_bytes in zip(*(one.tolist() for one in columns), strict=True)
+        if workloads.partitions[index] and resident_bytes > 0
     }
 
 
@@ -286,16 +283,17 @@ def _offers(
         for one in sensed.slices:
             size_gib = max(one.resident_pages * PAGE_BYTES, REGION_BYTES) / (1 << 30)
             waited_s = now_s - one.heat.cleared_at_s if one.heat is not None else float("inf")
-            task = LookAt(kind=LookKind.PROBE, process=process, start=one.start, end=one.end)
             if one.heat is not None and one.probed < len(WINDOWS_S):
                 window_s = WINDOWS_S[one.probed]
                 if waited_s >= window_s * heat.PASSED_RATIO:  # cheap, and its moment passes
+                    task = LookAt(kind=LookKind.PROBE, process=process, start=one.start, end=one.end)
                     yield weight * NEVER_SEEN * 2.0, state.read_s_per_gib * size_gib, task
             if waited_s >= settings.interval_s:
                 touched = one.touched_pages if one.heat is not None else one.resident_pages  # never seen: the worst
                 cost_s = state.turn_s_per_gib * size_gib + touch_cost_s * touched
                 urgent = weight * min(waited_s / settings.interval_s, NEVER_SEEN)
-                yield urgent, cost_s, replace(task, kind=LookKind.TURN)
+                task = LookAt(kind=LookKind.TURN, process=process, start=one.start, end=one.end)
+                yield urgent, cost_s, task
 
 
 def _without_needless(tasks: Sequence[LookAt]) -> tuple[LookAt, ...]:

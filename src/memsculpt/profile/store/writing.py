@@ -105,7 +105,7 @@ class Store(Reader):
             for block in blocks:
                 keys = np.array([self._key_for(one, block.start_s) for one in block.ids], dtype=np.int64)
                 for hour, piece_s, codes in _by_hour(block):
-                    for team in np.unique(keys // GROUP).tolist():
+                    for team in sorted(set((keys // GROUP).tolist())):
                         rows = np.flatnonzero(keys // GROUP == team)
                         rows = rows[(codes[rows] != MISSING).any(axis=(1, 2))]
                         if not rows.size:
