@@ -7,7 +7,7 @@ Workloads in a partition have pools, one for each process; a VM's is its guest's
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +28,7 @@ from memsculpt.host.protocol import Host, PageReader
 log = logging.getLogger(__name__)
 
 SLOW_LOOKED_FOR_EVERY_S = 60.0  # in pools of which nothing lies on a slow node as far as is known
-READINGS_S = 30.0  # what is known of a pool's faults before a sculpt
+READINGS_S, READINGS_APART_S = 30.0, 3.0  # what is known of a pool's faults before a sculpt
 
 
 class Pools:
@@ -81,6 +81,8 @@ class Pools:
         readings = learn.readings_of(observation, list(self._rows.values()))
         for process, reading in zip(self._rows, readings, strict=True):
             known = self._known[process]
+            if len(known.readings) > 1 and reading.at_s - known.readings[-2].at_s < READINGS_APART_S:
+                known.readings.pop()  # the newest is wanted as well, and of those between not every one
             known.readings.append(reading)
             while known.readings and known.readings[0].at_s < observation.time_s - READINGS_S:
                 known.readings.popleft()
@@ -171,19 +173,20 @@ class Pools:
     def _name_pools(self, observation: Observation) -> None:
         """Find the partitions' processes, and what their pools are called; from one tick to the next few come or go."""
         rows, processes = observation.workloads, observation.processes
-        columns = (processes.pids, processes.start_ticks, processes.workload_index)
+        is_named = np.array([partition is not None for partition in rows.partitions], np.bool_)
+        inside = np.flatnonzero(is_named[processes.workload_index])
+        columns = [column[inside] for column in (processes.pids, processes.start_ticks, processes.workload_index)]
         vms = tuple((one.process, one.workload) for one in observation.vms)
         named_of = (rows.ids, rows.partitions, vms, *(column.tobytes() for column in columns))
         if named_of == self._named_of:
+            self._rows = dict(zip(self._rows, inside.tolist(), strict=True))
             return
         self._named_of, self._rows = named_of, {}
-        named = [row for row, partition in enumerate(rows.partitions) if partition is not None]
-        members: Mapping[int, list[Instance]] = {row: [] for row in named}
-        for number, (pid, ticks, row) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-            if row in members:
-                process = Instance(pid=pid, start_ticks=ticks)
-                members[row].append(process)
-                self._rows[process] = number
+        members: dict[int, list[Instance]] = {}
+        for number, pid, ticks, row in zip(inside.tolist(), *(column.tolist() for column in columns), strict=True):
+            process = Instance(pid=pid, start_ticks=ticks)
+            members.setdefault(row, []).append(process)
+            self._rows[process] = number
         living: set[Instance] = set()
         for row, instances in members.items():
             for process in instances:
@@ -191,14 +194,19 @@ class Pools:
                 name = rows.ids[row] if len(instances) == 1 else f"{rows.ids[row]}#{process.pid}"
                 name = self.guests.name_of(process) if self.guests.is_guest(process) else name
                 known = self._known.setdefault(process, KnownPool(rows.ids[row], process, name))
-                known.id = name
+                if known.id != name:
+                    known.id = name
         for process in self._known.keys() - living:
-            self._forget(process)
+            self._drop(process)
 
     def _forget(self, process: Instance) -> None:
-        self._known.pop(process, None)
+        """Drop a process that was found to be gone before an observation told."""
         self._rows.pop(process, None)
         self._named_of = None
+        self._drop(process)
+
+    def _drop(self, process: Instance) -> None:
+        self._known.pop(process, None)
         if self._journal is not None:
             act.forget_slow(self._journal, process)
         self.phasing.forget(process)
