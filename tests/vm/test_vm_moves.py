@@ -15,6 +15,7 @@ import pytest
 from memsculpt import act
 from memsculpt.agent import Agent
 from memsculpt.domain.observation import Observation
+from memsculpt.domain.plan import SetBalloon
 from memsculpt.domain.settings import Mode, PartitionSettings, Settings, VmSettings
 from memsculpt.domain.vm import VmReading, VmState
 from memsculpt.domain.workload import Match
@@ -24,7 +25,7 @@ from memsculpt_bench.guests import debian, lab
 from memsculpt_bench.vms_guests import DailyGuest, DailyMachine
 
 # Any host that is opened on this machine finds these guests and takes one of their monitors.
-pytestmark = [pytest.mark.xdist_group("machine"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.xdist_group("machine"), pytest.mark.timeout(240)]
 
 MIB = 1 << 20
 PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "cc": "gcc", "setpriv": "util-linux"}
@@ -89,9 +90,21 @@ def until(agent: Agent, condition: Callable[[], bool], *, timeout_s: float = 45.
     """Tick a few times a second until it holds."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline_s, (agent.report.notes, agent.report.plan, agent.report.profiles)
+        assert time.monotonic() < deadline_s, why(agent)
         agent.tick()
         time.sleep(0.2)
+
+
+def why(agent: Agent) -> str:
+    """What is known when something has not come to hold."""
+    report = agent.report
+    asks = [
+        (one.action.from_bytes // MIB, one.action.to_bytes // MIB)
+        for one in report.applied
+        if isinstance(one.action, SetBalloon)
+    ]
+    held_back = [one.text for one in report.plan.held_back] if report.plan is not None else []
+    return f"{reading(agent)}\nasked {asks}\nheld back {held_back}\n{report.profiles}\n{report.plan}"
 
 
 def reading(agent: Agent) -> VmReading | None:
@@ -118,7 +131,8 @@ def test_a_guest_that_boots_anew_keeps_its_vm(guest: DailyGuest, agent: Agent):
         booted = beside.submit(guest.boot_anew)
         until(agent, booted.done)
     booted.result()
-    until(agent, lambda: guest.balloon() < 200 * MIB and guest.statistics_at_s() > reset_at_s)
+    # Who boots for longer than the agent is patient is left alone for a minute.
+    until(agent, lambda: guest.balloon() < 200 * MIB and guest.statistics_at_s() > reset_at_s, timeout_s=120.0)
     assert runs_in(agent, guest)
     demand = agent.report.profiles.guests["vm:lab-moves"]
     assert demand.swapped_bytes == 0
