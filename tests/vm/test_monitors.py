@@ -29,9 +29,15 @@ from tests.hosts import vm_contract
 from tests.hosts.vm_contract import MIB, reading_of
 
 BALLOON = ("-device", "virtio-balloon-pci,id=balloon0")
-UUIDS = {"split": "6f9619ff-8b86-d011-b42d-00c04fc964ff", "memfd": "0b6f6e2c-6f1b-4d3a-9a52-2f0f3c1a7e11"}
-SIZES = {"split": 3 << 30, "memfd": 256 * MIB}
-BACKINGS = {"split": Backing.PRIVATE, "memfd": Backing.MEMFD}
+UUIDS = {
+    "split": "6f9619ff-8b86-d011-b42d-00c04fc964ff",
+    "memfd": "0b6f6e2c-6f1b-4d3a-9a52-2f0f3c1a7e11",
+    "huge": "5d1c2f7a-6a35-4d0c-8a54-53b1c1b2e7d9",
+}
+SIZES = {"split": 3 << 30, "memfd": 256 * MIB, "huge": 160 * MIB}
+BACKINGS = {"split": Backing.PRIVATE, "memfd": Backing.MEMFD, "huge": Backing.HUGETLB}
+SET_ASIDE = Path("/proc/sys/vm/nr_hugepages")
+HUGE_BYTES = 2 * MIB
 FRAMES = 8
 MONITORS = 4  # each serves one client, and an agent of another test on this machine may find them, too
 
@@ -41,7 +47,7 @@ pytestmark = [pytest.mark.needs("root"), pytest.mark.xdist_group("machine")]
 
 @pytest.fixture(scope="module")
 def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Guest]]:
-    """Two VMs: one whose memory is split around the PCI hole, one in a memfd; each with a program of known frames."""
+    """VMs with memory split around the PCI hole, in a memfd, in huge pages set aside; frames of each are known."""
     possible, reason = lab.probe()
     if not possible:
         pytest.skip(f"qemu_guest: {reason}")
@@ -55,9 +61,14 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Guest
         *("-object", f"memory-backend-memfd,id=pool,size={SIZES['memfd']},share=on"),
         *("-machine", "memory-backend=pool"),
     )
+    of_huge_pages = (
+        *("-object", f"memory-backend-memfd,id=pool,size={SIZES['huge']},hugetlb=on,hugetlbsize=2M,prealloc=on"),
+        *("-machine", "memory-backend=pool"),
+    )
     with ExitStack() as stack:
+        stack.enter_context(set_aside(SIZES["huge"] // HUGE_BYTES))
         made: dict[str, Guest] = {}
-        for name, backend in (("split", ()), ("memfd", of_a_memfd)):
+        for name, backend in (("split", ()), ("memfd", of_a_memfd), ("huge", of_huge_pages)):
             machine = BareMachine(
                 kernel_image=kernel,
                 initramfs=initramfs,
@@ -69,6 +80,19 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Guest
             )
             made[name] = stack.enter_context(bare.guest(machine, folder / name))
         yield made
+
+
+@contextlib.contextmanager
+def set_aside(count: int) -> Iterator[None]:
+    """Have the machine set so many huge pages aside; as before afterwards."""
+    before = SET_ASIDE.read_text()
+    SET_ASIDE.write_text(str(int(before) + count))
+    try:
+        if int(SET_ASIDE.read_text()) < int(before) + count:
+            pytest.skip(f"hugetlb: {count} huge pages are not to be had on this machine now")
+        yield
+    finally:
+        SET_ASIDE.write_text(before)
 
 
 def _monitors(folder: Path, name: str) -> list[str]:
@@ -128,6 +152,19 @@ def test_guest_memory_is_where_it_is_said_to_be(guests, host, name):
         guest.check("kill $(cat /tmp/frames.pid)")
     if name == "split":
         assert highest >= 4 << 30, "no frame above the hole: this guest does not test what lies there"
+
+
+def test_huge_pages_that_were_set_aside_are_not_moved(host):
+    """Where they lie is known, and why nothing is done with them; a sculpt leaves them, and says so."""
+    ram = host.guest_ram(VmId(UUIDS["huge"]))
+    assert ram.page_bytes == HUGE_BYTES
+    assert "huge TLB" in ram.why_not_moved
+    host.know_guest(ram)
+    for call in (host.page_out_ranges, host.collapse):
+        told = call(ram.process, ram.host_ranges())
+        assert told.moved_bytes == 0
+        assert sum(told.problems.values()) == told.asked_bytes > SIZES["huge"] - MIB
+    host.forget_guest(ram.process)
 
 
 def test_a_balloon_takes_what_the_guest_has_freed(guests, host):
