@@ -126,6 +126,9 @@ def main(folder: Path, kernel: str, initramfs: str) -> None:
         told["balloon"] = [asked.before_bytes // MIB, asked.asked_bytes // MIB]
         wait_for(lambda: ours(lambda one: one.balloon_bytes == 160 * MIB), "the balloon")
         told["balloon_by_libvirt_mib"] = domain.info()[2] // 1024
+        told["wakes_for_our_own"] = host.wait_until(host.now_s() + 3.0)
+        domain.setMemoryFlags(192 * 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        told["wakes_for_an_operator"] = host.wait_until(host.now_s() + 20.0)
         domain.suspend()
         wait_for(lambda: ours(lambda one: one.state is VmState.PAUSED), "the pause to be told")
         domain.resume()

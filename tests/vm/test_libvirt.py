@@ -66,6 +66,8 @@ def test_a_vm_of_libvirts_is_read_and_ballooned_like_any_other(short_path):
     assert 254 <= told["ram"]["mib"] <= 256
     assert told["balloon"] == [256, 160]
     assert told["balloon_by_libvirt_mib"] == 160
+    assert not told["wakes_for_our_own"]
+    assert told["wakes_for_an_operator"]
     assert not told["kvm_is_open"]
     assert told["is_polled"]
     assert not told["is_polled_afterwards"]

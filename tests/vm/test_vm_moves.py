@@ -12,39 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from memsculpt import act
 from memsculpt.agent import Agent
-from memsculpt.domain.observation import Observation
-from memsculpt.domain.plan import SetBalloon
-from memsculpt.domain.settings import Mode, PartitionSettings, Settings, VmSettings
 from memsculpt.domain.vm import VmReading, VmState
-from memsculpt.domain.workload import Match
-from memsculpt.host import open_host
-from memsculpt_bench import vms_guests
-from memsculpt_bench.guests import debian, lab
 from memsculpt_bench.vms_guests import DailyGuest, DailyMachine
+from tests.vm.ballooned import MIB, SERVICE_MIB, WHOLE_BYTES, applying, prepared, serve, until, wait
 
 # Any host that is opened on this machine finds these guests and takes one of their monitors.
 pytestmark = [pytest.mark.xdist_group("machine"), pytest.mark.timeout(240)]
 
-MIB = 1 << 20
-PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "cc": "gcc", "setpriv": "util-linux"}
 UUID = "3d0c1a52-5a0b-4c8e-9e0b-6f2f6d1b7a10"
-WHOLE_BYTES, CAPACITY_BYTES = 256 * MIB, 180 * MIB
-SERVICE_MIB = 20
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory) -> DailyMachine:
-    """A guest of 256 MiB, booted and saved."""
-    possible, reason = lab.probe(PROGRAMS)
-    if not possible:
-        pytest.skip(f"qemu_guest: {reason}")
-    try:
-        made = vms_guests.prepare(tmp_path_factory.mktemp("moves"), memory_bytes=WHOLE_BYTES)
-    except debian.Unavailable as error:
-        pytest.skip(f"qemu_guest: {error}")
-    return replace(made, name="lab-moves", uuid=UUID)
+    return prepared(tmp_path_factory.mktemp("moves"), "lab-moves", UUID)
 
 
 @pytest.fixture
@@ -60,56 +41,20 @@ def start(machine: DailyMachine, tmp_path: Path) -> Iterator[Callable[..., Daily
 
 @pytest.fixture
 def guest(start: Callable[..., DailyGuest]) -> DailyGuest:
-    """A guest whose service works on 20 MiB, and which had 120 MiB for a moment."""
     booted = start("first")
-    booted.serve(SERVICE_MIB, 120, 3_600_000, 1500, 500, 0)
+    serve(booted)
     return booted
 
 
 @pytest.fixture
 def agent(guest: DailyGuest, tmp_path: Path) -> Iterator[Agent]:
-    """An agent with a partition for the guest that is too small for what its QEMU holds."""
-    settings = Settings(
-        mode=Mode.APPLY,
-        interval_s=0.2,
-        capacity_bytes=CAPACITY_BYTES,
-        vms=VmSettings(discover=False, sockets=(f"{tmp_path}/*/manager.qmp",), floor_bytes=64 * MIB),
-        partitions=(PartitionSettings(name="vm", match=Match(vm="lab-moves")),),
-    )
-    host = open_host(settings)
-    journal = act.Journal.open(tmp_path / "state", machine_lock=None)
-    try:
-        host.watch(settings.partitions)
-        yield Agent(host=host, settings=settings, journal=journal)
-    finally:
-        journal.close()
-        host.close()
-
-
-def until(agent: Agent, condition: Callable[[], bool], *, timeout_s: float = 45.0) -> None:
-    """Tick a few times a second until it holds."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, why(agent)
-        agent.tick()
-        time.sleep(0.2)
-
-
-def why(agent: Agent) -> str:
-    """What is known when something has not come to hold."""
-    report = agent.report
-    asks = [
-        (one.action.from_bytes // MIB, one.action.to_bytes // MIB)
-        for one in report.applied
-        if isinstance(one.action, SetBalloon)
-    ]
-    held_back = [one.text for one in report.plan.held_back] if report.plan is not None else []
-    return f"{reading(agent)}\nasked {asks}\nheld back {held_back}\n{report.profiles}\n{report.plan}"
+    with applying("lab-moves", f"{tmp_path}/*/manager.qmp", tmp_path / "state") as opened:
+        yield opened
 
 
 def reading(agent: Agent) -> VmReading | None:
     """What the agent knows of the VM."""
-    seen: Observation | None = agent.report.observation
+    seen = agent.report.observation
     found = [one for one in seen.vms if one.id == UUID] if seen is not None else []
     assert len(found) <= 1, "one identity, one reading"
     return found[0] if found else None
@@ -138,7 +83,7 @@ def test_a_guest_that_boots_anew_keeps_its_vm(guest: DailyGuest, agent: Agent):
     assert demand.swapped_bytes == 0
     assert 0 < demand.need_bytes < guest.balloon()
     assert agent.close().is_complete
-    until_balloon(guest, WHOLE_BYTES)
+    wait(lambda: guest.balloon() == WHOLE_BYTES, guest.balloon)
 
 
 @pytest.mark.parametrize("way", ["live", "saved"])
@@ -162,11 +107,4 @@ def test_a_guest_that_moves_takes_its_balloon_along(guest: DailyGuest, agent: Ag
     assert there.read().held_bytes == SERVICE_MIB * MIB, "the service lives, and its memory is what it wrote"
 
     assert agent.close().is_complete
-    until_balloon(there, WHOLE_BYTES)
-
-
-def until_balloon(guest: DailyGuest, size_bytes: int) -> None:
-    deadline_s = time.monotonic() + 20.0
-    while guest.balloon() != size_bytes:
-        assert time.monotonic() < deadline_s, f"{guest.balloon()} of {size_bytes}"
-        time.sleep(0.05)
+    wait(lambda: there.balloon() == WHOLE_BYTES, there.balloon)

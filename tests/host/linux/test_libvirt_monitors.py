@@ -14,6 +14,7 @@ import pytest
 from memsculpt.domain.vm import VmId, VmState
 from memsculpt.domain.workload import Instance
 from memsculpt.errors import Transient, Unavailable, Vanished
+from memsculpt.host.linux.expected_balloons import ExpectedBalloons
 from memsculpt.host.linux.libvirt_monitors import LibvirtMonitors, facts_from, features_from, state_of
 from memsculpt.host.linux.monitors import Target
 from memsculpt.host.linux.qmp import Command
@@ -168,6 +169,34 @@ def test_balloons_move_by_libvirts_own_call_and_their_events_are_heard(monitors,
     libvirt.may_go_on.clear()  # no further look
     libvirt.balloon_changed(None, libvirt.domain, 140 * 1024, None)
     wait_for(lambda: monitors.told()[VM].facts.balloon_bytes == 140 * MIB)
+
+
+def test_a_balloon_that_somebody_else_moves_is_news_and_our_own_is_not(libvirt):
+    """An operator's `virsh setmem` wakes the agent at the first step; what we asked for does not, wherever it is."""
+    expected, news = ExpectedBalloons(), []
+    made = LibvirtMonitors(
+        "qemu:///test",
+        timeout_s=0.3,
+        interval_s=0.02,
+        expected=expected,
+        on_foreign_balloon=lambda: news.append(True),
+        load=lambda _: libvirt,
+    )
+    try:
+        made.follow({VM: TARGET})
+        wait_for(lambda: reached(made))
+        libvirt.may_go_on.clear()  # no further look
+        expected.expect(VM, 200 * MIB, 128 * MIB)
+        for size in (180, 140, 128):
+            libvirt.balloon_changed(None, libvirt.domain, size * 1024, None)
+        assert news == []
+        libvirt.balloon_changed(None, libvirt.domain, 127 * 1024, None)
+        assert news == [True]
+        libvirt.balloon_changed(None, libvirt.domain, 140 * 1024, None)  # where it was on its way, but no more
+        assert news == [True, True]
+    finally:
+        libvirt.may_go_on.set()
+        made.close()
 
 
 def test_a_job_under_way_is_a_migration(monitors, libvirt):

@@ -27,6 +27,7 @@ from typing import Any
 from memsculpt.domain.vm import GuestMemory, VmFeatures, VmState, guest_memory
 from memsculpt.domain.workload import Instance
 from memsculpt.errors import MemsculptError, Transient, Unavailable, Vanished
+from memsculpt.host.linux.expected_balloons import ExpectedBalloons
 from memsculpt.host.linux.monitors import PAUSE_FIRST_S, PAUSE_MOST_S, Target, Told
 from memsculpt.host.linux.qmp import Answer, Command, CommandError
 from memsculpt.host.linux.vm_asking import VmFacts
@@ -85,11 +86,18 @@ class LibvirtMonitors:
         *,
         timeout_s: float,
         interval_s: float,
+        expected: ExpectedBalloons | None = None,
+        on_foreign_balloon: Callable[[], None] | None = None,
         load: Callable[[str], Any] = importlib.import_module,
         now_s: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        """Start the thread; nothing is connected yet. `timeout_s` is for one answer."""
+        """Start the thread; nothing is connected yet. `timeout_s` is for one answer.
+
+        `on_foreign_balloon` is called from another thread when a balloon is told to be where it is not `expected`.
+        """
+        self._expected = expected if expected is not None else ExpectedBalloons()
+        self._on_foreign_balloon = on_foreign_balloon
         self._uri, self._timeout_s = uri, timeout_s
         self.interval_s = interval_s  # may be set from any thread; counts from the next question on
         self._load, self._now_s, self._wall_s = load, now_s, wall_s
@@ -194,6 +202,8 @@ class LibvirtMonitors:
         except self._libvirt.libvirtError as error:
             return self._failed(f"{self._uri}: {_words_of(error)}", targets)
         self._failures = 0
+        for one, each in told.items():
+            self._expected.take(one, each.facts.balloon_bytes)
         with self._changed:
             self._told = {one: each for one, each in told.items() if one in self._targets}
         return self.interval_s
@@ -236,11 +246,15 @@ class LibvirtMonitors:
     def _balloon_changed(self, _connection: object, domain: Any, actual_kib: int, _opaque: object) -> None:
         """Take what a balloon tells; called on the event loop's thread."""
         uuid = domain.UUIDString().lower()
+        is_news = False
         with self._changed:
             for one, target in self._targets.items():
                 if target.uuid == uuid and one in self._told:
                     told = self._told[one]
                     self._told[one] = replace(told, facts=replace(told.facts, balloon_bytes=actual_kib * KIB))
+                    is_news |= not self._expected.take(one, actual_kib * KIB)
+        if is_news and self._on_foreign_balloon is not None:
+            self._on_foreign_balloon()
 
     def _told_of(self, target: Target, found: tuple[Any, Mapping[str, Any]] | None) -> Told:
         if found is None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from memsculpt.domain.vm import NO_UUID, VmId
 from memsculpt.domain.workload import Instance
 from memsculpt.errors import MemsculptError, Transient, Unavailable, Vanished
+from memsculpt.host.linux.expected_balloons import ExpectedBalloons
 from memsculpt.host.linux.qmp import Answer, Command, ProtocolError, Session, Stage
 from memsculpt.host.linux.taps import Taps
 from memsculpt.host.linux.thread_times import ThreadTimes
@@ -108,18 +109,17 @@ class Monitors:
         interval_s: float,
         dirty_every_s: float = 0.0,
         proc: str = "/proc",
+        expected: ExpectedBalloons | None = None,
         on_foreign_balloon: Callable[[], None] | None = None,
         now_s: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         """Start the thread. `timeout_s` is for one answer, `interval_s` between two looks at a VM.
 
-        `on_foreign_balloon` is called from the thread when a balloon is told to be where nobody here has asked it to.
+        `on_foreign_balloon` is called from the thread when a balloon is told to be where it is not `expected`.
         """
         self._on_foreign_balloon = on_foreign_balloon
-        self._expected: dict[
-            Instance, tuple[int, int, int]
-        ] = {}  # where balloons may be by our own doing, and are to be
+        self._expected = expected if expected is not None else ExpectedBalloons()
         self._timeout_s, self._dirty_every_s = timeout_s, dirty_every_s
         self.interval_s = interval_s  # may be set from any thread; counts from the next question on
         self._proc, self._now_s, self._wall_s = proc, now_s, wall_s
@@ -175,12 +175,6 @@ class Monitors:
                 problem=f"no answer within {self._timeout_s:g} s",
                 retry_in_s=PAUSE_FIRST_S,
             ) from error
-
-    def expect_balloon(self, process: Instance, from_bytes: int, to_bytes: int) -> None:
-        """Take note that a balloon is being asked to move: what lies between is no news."""
-        with self._lock:
-            low, high = min(from_bytes, to_bytes), max(from_bytes, to_bytes)
-            self._expected[process] = (low, high, to_bytes)
 
     def close(self) -> None:
         """Put back what was changed in the VMs, as far as they answer at once, and end the thread; twice is as once."""
@@ -351,19 +345,11 @@ class Monitors:
         """Publish where a balloon is at once, and tell who is to know when that is not our doing."""
         process, actual = link.target.process, link.asking.facts.balloon_bytes
         with self._lock:
-            told, expected = self._told.get(process), self._expected.get(process)
+            told = self._told.get(process)
             if told is not None:
                 self._told[process] = replace(told, facts=link.asking.facts.copy())
-            self._note_arrival(process, actual)
-        is_ours = expected is not None and actual is not None and expected[0] <= actual <= expected[1]
-        if not is_ours and self._on_foreign_balloon is not None:
+        if not self._expected.take(process, actual) and self._on_foreign_balloon is not None:
             self._on_foreign_balloon()
-
-    def _note_arrival(self, process: Instance, actual_bytes: int | None) -> None:
-        """Expect a balloon that has got where it was asked to nowhere else; under the lock."""
-        expected = self._expected.get(process)
-        if expected is not None and actual_bytes == expected[2]:
-            self._expected[process] = (expected[2], expected[2], expected[2])
 
     def _floods(self, link: _Link, received_bytes: int, now_s: float) -> bool:
         if now_s - link.window_s >= 1.0:
@@ -412,7 +398,7 @@ class Monitors:
             before = self._told.get(link.target.process)
             if link.target.process not in self._targets:
                 return
-            self._note_arrival(link.target.process, link.asking.facts.balloon_bytes)
+            self._expected.take(link.target.process, link.asking.facts.balloon_bytes)
             self._told[link.target.process] = Told(
                 facts=link.asking.facts.copy(),
                 read_at_s=now_s if is_reached else (before.read_at_s if before is not None else float("-inf")),

@@ -17,6 +17,7 @@ from memsculpt.domain.settings import VmSettings
 from memsculpt.domain.vm import NO_UUID, VmId, VmReading, VmState, vm_id
 from memsculpt.domain.workload import Instance, WorkloadId
 from memsculpt.host.linux import procfs, qemu
+from memsculpt.host.linux.expected_balloons import ExpectedBalloons
 from memsculpt.host.linux.libvirt_monitors import LibvirtMonitors
 from memsculpt.host.linux.monitors import Monitors, Target, Told, connect
 from memsculpt.host.linux.processes import Reading
@@ -63,17 +64,25 @@ class VirtualMachines:
         `on_foreign_balloon` is called, from another thread, when a balloon moves that nobody here has asked to.
         """
         self._settings, self._proc, self._interval_s = settings, proc, interval_s
+        self._expected = ExpectedBalloons()
         self._open_monitors = open_monitors or (
             lambda: Monitors(
                 timeout_s=settings.timeout_s,
                 interval_s=self._interval_s,
                 dirty_every_s=settings.dirty_every_s,
                 proc=proc,
+                expected=self._expected,
                 on_foreign_balloon=on_foreign_balloon,
             )
         )
         self._open_libvirt = open_libvirt or (
-            lambda: LibvirtMonitors(settings.libvirt, timeout_s=settings.timeout_s, interval_s=self._interval_s)
+            lambda: LibvirtMonitors(
+                settings.libvirt,
+                timeout_s=settings.timeout_s,
+                interval_s=self._interval_s,
+                expected=self._expected,
+                on_foreign_balloon=on_foreign_balloon,
+            )
         )
         self._libvirt: LibvirtMonitors | None = None
         self._machines: dict[Instance, Machine] = {}
@@ -134,8 +143,7 @@ class VirtualMachines:
 
     def expect_balloon(self, process: Instance, from_bytes: int, to_bytes: int) -> None:
         """Take note that a balloon is being asked to move: what lies between is no news."""
-        if self._monitors is not None:
-            self._monitors.expect_balloon(process, from_bytes, to_bytes)
+        self._expected.expect(process, from_bytes, to_bytes)
 
     @property
     def timeout_s(self) -> float:
